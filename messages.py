@@ -1,0 +1,268 @@
+"""What is said: one frozen struct per arrow of the drawing, their wire form, and the errors.
+
+Every message is msgpack behind one version byte; a struct is an array on the wire, so fields are only ever added at
+the end. This file knows no room, no Redis and no torch.
+
+Errors:
+    PdqError
+        RequestError            ends one request; carries the HTTP status
+            InvalidRequest      417  the client's fault
+            QueueFull           503  too much waits already
+            NoWorker            503  nobody is there to do the work
+            WorkerFailed        500  we failed at it, repeatedly
+        KVTransferFailed        a pull did not deliver; the request goes back to prefill
+        WireError               bytes that are no message of ours
+        StartupError            stops the process with its exit code
+            ConfigError         2    settings
+            DeviceError         3    no GPU, not enough memory
+            ModelError          4    model files
+            BrokerError         5    Redis
+"""
+
+from enum import StrEnum
+from typing import Literal, TypeVar
+
+import msgspec
+
+WIRE_VERSION = 1
+
+
+class PdqError(Exception):
+    """Root of every error of ours."""
+
+
+class RequestError(PdqError):
+    """Ends one request. `status` is the HTTP status it becomes."""
+
+    status = 500
+
+
+class InvalidRequest(RequestError):
+    """The request itself is at fault."""
+
+    status = 417
+
+
+class QueueFull(RequestError):
+    """More waits than the queue may hold."""
+
+    status = 503
+
+
+class NoWorker(RequestError):
+    """No live worker of a needed role."""
+
+    status = 503
+
+
+class WorkerFailed(RequestError):
+    """The work failed on our side and repeating it did not help."""
+
+    status = 500
+
+
+class KVTransferFailed(PdqError):
+    """The KV was not delivered, or is not the KV that was offered."""
+
+
+class WireError(PdqError):
+    """Bytes that are not a message of this version."""
+
+
+class StartupError(PdqError):
+    """The process cannot start."""
+
+    exit_code = 1
+
+
+class ConfigError(StartupError):
+    """A setting is unknown or out of bounds."""
+
+    exit_code = 2
+
+
+class DeviceError(StartupError):
+    """A device or its memory is missing."""
+
+    exit_code = 3
+
+
+class ModelError(StartupError):
+    """The model cannot be read."""
+
+    exit_code = 4
+
+
+class BrokerError(StartupError):
+    """Redis cannot be reached or used."""
+
+    exit_code = 5
+
+
+class Role(StrEnum):
+    """What a worker process is."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # an EOS token or a stop sequence
+    LENGTH = "length"  # max_new_tokens reached
+    ABORT = "abort"  # the client went away or cancelled
+    ERROR = "error"  # a failure on our side; the event says which
+
+
+class Phase(StrEnum):
+    """Where a sequence is, as /token_load and `pdq status` see it."""
+
+    PREFILL_QUEUED = "prefill_queued"
+    PREFILLING = "prefilling"
+    DECODE_QUEUED = "decode_queued"  # its KV is offered
+    DECODING = "decoding"
+
+
+class WorkerState(StrEnum):
+    """Where a worker process is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is chosen. Names and meanings are LightLLM's; greedy when `do_sample` is false."""
+
+    seed: int
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1  # -1: no limit
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    exponential_decay_length_penalty: tuple[int, float] = (1, 1.0)
+    input_penalty: bool = False  # whether prompt tokens count in the three penalties
+    ignore_eos: bool = False
+    max_new_tokens: int = 16
+    min_new_tokens: int = 1
+    logit_bias: dict[int, float] = {}  # token id -> added to its logit
+    allowed_token_ids: tuple[int, ...] = ()  # empty: all
+
+
+class OutputParams(msgspec.Struct, frozen=True, array_like=True):
+    """How token ids become text. Only the API looks at it; it is in the record so that any API can go on."""
+
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[tuple[int, ...], ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    add_spaces_between_special_tokens: bool = True
+    print_eos_token: bool = False
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
+    """What a client asked, as the record keeps it. `n` sequences ("choices" 0..n-1) share the prompt."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    output: OutputParams = OutputParams()
+    n: int = 1
+    kind: Literal["generate", "score"] = "generate"
+    api_id: str = ""  # whose relay stream gets the tokens
+    created_ms: int = 0  # Unix time
+
+
+class PrefillJob(msgspec.Struct, frozen=True, array_like=True):
+    """API or decode worker -> prefill queue: compute the KV of prompt + published tokens, and the next token."""
+
+    request_id: str
+    choice: int
+    hop: int  # how often the sequence changed queues; a job of an older hop is stale
+    attempt: int = 0  # how many workers died or failed on it without progress
+
+
+class KVHandle(msgspec.Struct, frozen=True, array_like=True):
+    """What a receiver needs to pull offered blocks. At most 1 KiB, block ids aside."""
+
+    transfer_id: str
+    worker_id: str  # the owner, to whom the release goes
+    pool: str  # name of the exported pool
+    pool_epoch: int  # random, one per export; a pool of the same name with another epoch is another pool
+    slot: int  # which generation counter in the pool's head guards this offer
+    generation: int  # its value while the offer stands
+    layout_hash: str  # model, shapes, dtype, block size; compared before the first byte
+    num_tokens: int  # tokens whose KV the blocks hold
+    block_ids: list[int]
+
+
+class DecodeJob(msgspec.Struct, frozen=True, array_like=True):
+    """Prefill worker -> decode queue: the KV of all tokens but the last published one is offered."""
+
+    request_id: str
+    choice: int
+    hop: int
+    kv_handle: KVHandle
+    attempt: int = 0
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of a token stream. Its index is its place in the stream. The terminal event has `finish_reason`."""
+
+    token_id: int | None = None  # None: a terminal event without a token
+    logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    error_status: int = 0
+    score: float | None = None  # the answer to a request of kind "score"
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True):
+    """Decode worker -> the prefill worker's inbox: the offer is pulled or no longer wanted."""
+
+    transfer_id: str
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A worker's heartbeat."""
+
+    worker_id: str
+    role: Role
+    state: WorkerState
+    host: str
+    pid: int
+    started_ms: int  # Unix time
+    model_hash: str = ""
+    capacity_tokens: int = 0  # KV tokens the pool holds
+    block_size: int = 0
+    num_blocks: int = 0
+    free_blocks: int = 0  # evictable prefix-cache blocks included
+    num_running: int = 0
+    idle_s: float = 0.0  # seconds since the loop last came round
+    detail: str = ""  # e.g. "loading weights 43 %"
+
+
+Job = PrefillJob | DecodeJob
+Message = GenerationRequest | PrefillJob | DecodeJob | TokenEvent | Release | WorkerStatus
+MessageT = TypeVar("MessageT", bound=Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_VERSION_BYTE = bytes([WIRE_VERSION])
+
+
+def encode(message: Message) -> bytes:
+    """The message's wire form."""
+    return _VERSION_BYTE + _encoder.encode(message)
+
+
+def decode(data: bytes, kind: type[MessageT]) -> MessageT:
+    """The message in `data`. Raises WireError when it is not one of `kind`."""
+    if data[:1] != _VERSION_BYTE:
+        raise WireError(f"{kind.__name__}: wire version {data[:1]!r}, this process speaks {WIRE_VERSION}")
+    try:
+        return msgspec.msgpack.decode(data[1:], type=kind)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"{kind.__name__}: {error}") from None

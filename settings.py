@@ -1,0 +1,187 @@
+"""What is tuned: every knob of pdq, with its unit, its default and a sentence.
+
+Built once in a process's entry point by `load_settings()` and handed down by section; nothing else reads
+`os.environ`. An environment variable is `PDQ_<SECTION>__<KNOB>` (`PDQ_KV__BLOCK_SIZE=32`). An unknown name or a
+value out of bounds stops the start. This file knows no room.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from messages import ConfigError
+
+ENV_PREFIX = "PDQ_"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TransportKind = Literal["shared_memory"]
+
+
+class Section(BaseModel):
+    """One section of the settings; a misspelt knob inside it is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(Section):
+    """Where the queues live."""
+
+    url: str = Field("redis://127.0.0.1:6379/0", description="Redis address: redis://, rediss:// or unix://.")
+    password_file: Path | None = Field(None, description="File holding the Redis password; keeps it out of the URL.")
+    key_prefix: str = Field(
+        "pdq",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="First part of every key; two clusters on one Redis differ in it.",
+    )
+    connect_timeout_s: Seconds = Field(5.0, description="How long one connection attempt may take.")
+    command_timeout_s: Seconds = Field(5.0, description="How long one non-blocking command may take.")
+
+
+class ModelSettings(Section):
+    """Which model is served and how it is loaded."""
+
+    path: str = Field("demo", description="Hugging Face directory, GGUF file, hub name, or `demo`.")
+    name: str = Field("", description="The name clients see; empty: the last part of the path.")
+    dtype: Dtype = Field("auto", description="Type of weights and KV; auto: what the checkpoint says.")
+    device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    max_total_tokens: Count = Field(16384, description="Most tokens, prompt and output together, of one request.")
+    cache_dir: Path = Field(
+        Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True
+    )
+
+
+class KVSettings(Section):
+    """The paged KV pool of one worker."""
+
+    block_size: Literal[16, 32] = Field(16, description="Tokens per block.")
+    num_blocks: Count | None = Field(None, description="Blocks in the pool; empty: sized from pool_bytes.")
+    pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
+    gpu_memory_fraction: float = Field(
+        0.85, gt=0, le=1, description="Share of free GPU memory after weights that the pool takes."
+    )
+    prefix_cache: bool = Field(True, description="Whether prefill workers reuse blocks of equal prefixes.")
+
+
+class TransferSettings(Section):
+    """How KV blocks get from prefill to decode workers."""
+
+    require: TransportKind | None = Field(
+        None, description="The only transport allowed; a fallback is then a start-up failure."
+    )
+    release_check_s: Seconds = Field(
+        1.0, description="How often a prefill worker checks what became of its open offers."
+    )
+    max_offers: Count = Field(4096, description="Most offers one prefill worker keeps open.")
+
+
+class PrefillSettings(Section):
+    """The prefill worker's loop."""
+
+    token_budget: Count = Field(512, description="Most prompt tokens computed in one step (chunked prefill).")
+    max_running: Count = Field(64, description="Most sequences in prefill at once.")
+    num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
+
+
+class DecodeSettings(Section):
+    """The decode worker's loop."""
+
+    max_running: Count = Field(64, description="Most sequences in the running batch.")
+    num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
+
+
+class QueueSettings(Section):
+    """The job queues and who owns what on them."""
+
+    max_waiting: Count = Field(512, description="Most jobs in the prefill queue; above it new requests get 503.")
+    lease_s: Seconds = Field(
+        2.0, description="A worker that renews nothing for this long is dead; its jobs are reclaimed."
+    )
+    heartbeat_s: Seconds = Field(0.25, description="How often a worker renews its leases and publishes its status.")
+    max_deliveries: Count = Field(
+        3, description="How often a job may take its worker down before it is answered with an error."
+    )
+
+
+class StreamSettings(Section):
+    """Token streams in Redis and their relay to the API processes."""
+
+    keep_s: Count = Field(120, description="How long a finished request's record and tokens are kept.")
+    relay_max_entries: Count = Field(4096, description="Most entries kept in one API process's relay stream.")
+    recheck_s: Seconds = Field(1.0, description="A quiet stream is checked against the request's own log this often.")
+
+
+class ApiSettings(Section):
+    """The HTTP front."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    token_load_max_age_s: Seconds = Field(0.1, description="How old the answer of /token_load may be.")
+    no_progress_s: Seconds = Field(2.5, description="A worker whose loop stands still for this long is not healthy.")
+    no_worker_timeout_s: Seconds = Field(
+        30.0, description="With no live worker of a role for this long, waiting requests end in an error."
+    )
+    max_body_bytes: Count = Field(32 << 20, description="Largest request body.")
+    max_header_bytes: Count = Field(64 << 10, description="Largest request head.")
+    max_best_of: Count = Field(8, description="Largest best_of and n.")
+    max_stop_sequences: Count = Field(10, description="Most stop sequences of one request.")
+    max_stop_tokens: Count = Field(256, description="Most tokens (or characters) of one stop sequence.")
+    max_allowed_token_ids: Count = Field(256, description="Most entries of allowed_token_ids.")
+    max_logit_bias: Count = Field(300, description="Most entries of logit_bias.")
+    drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
+
+
+class LogSettings(Section):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, json elsewhere."
+    )
+
+
+class Settings(BaseSettings):
+    """Every section. See `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    redis: RedisSettings = RedisSettings()
+    model: ModelSettings = ModelSettings()
+    kv: KVSettings = KVSettings()
+    kv_transfer: TransferSettings = TransferSettings()
+    prefill: PrefillSettings = PrefillSettings()
+    decode: DecodeSettings = DecodeSettings()
+    queue: QueueSettings = QueueSettings()
+    stream: StreamSettings = StreamSettings()
+    api: ApiSettings = ApiSettings()
+    log: LogSettings = LogSettings()
+
+
+def load_settings(overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
+    """Settings from the environment, with command-line `overrides` ({section: {knob: value}}) on top.
+
+    Raises ConfigError that names the variable, its value and what was wanted.
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        # pydantic-settings ignores a variable whose section does not exist; a misspelt one must stop the start.
+        if variable.startswith(ENV_PREFIX):
+            section = variable.removeprefix(ENV_PREFIX).split("__")[0].upper()
+            if section not in known:
+                raise ConfigError(f"{variable} is no setting of pdq; sections are {', '.join(sorted(known))}")
+    try:
+        settings = Settings()
+        for section, knobs in (overrides or {}).items():
+            merged = getattr(settings, section).model_dump() | knobs
+            checked = type(getattr(settings, section)).model_validate(merged)
+            settings = settings.model_copy(update={section: checked})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "__".join(str(part).upper() for part in first["loc"])
+        raise ConfigError(f"{ENV_PREFIX}{where} = {first['input']!r}: {first['msg']}") from None
+    return settings
