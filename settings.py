@@ -103,6 +103,7 @@ class QueueSettings(Section):
         2.0, description="A worker that renews nothing for this long is dead; its jobs are reclaimed."
     )
     heartbeat_s: Seconds = Field(0.25, description="How often a worker renews its leases and publishes its status.")
+    drain_s: Seconds = Field(5.0, description="How long a stopping worker waits for what it has offered to be pulled.")
     max_deliveries: Count = Field(
         3, description="How often a job may take its worker down before it is answered with an error."
     )

@@ -1,0 +1,145 @@
+"""The broker as one object: connects to Redis, ties the parts together, closes. Knows nothing the parts do."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import EqualJitterBackoff, NoBackoff
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.retry import Retry
+
+from broker.cancels import Cancels
+from broker.inbox import Inbox
+from broker.job_queue import MAX_BLOCK_MS, JobQueue
+from broker.keys import Keys
+from broker.registry import Registry
+from broker.request_log import RequestLog
+from messages import BrokerError, DecodeJob, FinishReason, PrefillJob, Role, TokenEvent
+from settings import QueueSettings, RedisSettings, StreamSettings
+
+# What a command raises when Redis is away for longer than the retries last (2 s at least).
+REDIS_AWAY = (ConnectionError, TimeoutError)
+
+_NUM_RETRIES = 8
+_RETRY_CAP_S = 0.5
+_RETRY_BASE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Everything a process does with Redis."""
+
+    redis: Redis
+    blocking_redis: Redis  # every blocking read takes a connection of its own from here
+    keys: Keys
+    queue_settings: QueueSettings
+    stream_settings: StreamSettings
+    requests: RequestLog
+    prefill_queue: JobQueue[PrefillJob]
+    decode_queue: JobQueue[DecodeJob]
+    registry: Registry
+    cancels: Cancels
+
+    def inbox(self, worker_id: str) -> Inbox:
+        """The inbox of that worker."""
+        return Inbox(self.redis, self.blocking_redis, self.keys, worker_id)
+
+
+def assemble_broker(
+    client: Redis,
+    blocking_client: Redis,
+    key_prefix: str,
+    queue: QueueSettings,
+    stream: StreamSettings,
+) -> Broker:
+    """A broker on clients that are there already (fakeredis, in fast tests)."""
+    keys = Keys(key_prefix)
+    requests = RequestLog(client, keys, stream)
+
+    async def refuse(request_id: str, choice: int, why: str) -> None:
+        await requests.finish(
+            request_id, choice, TokenEvent(finish_reason=FinishReason.ERROR, error=why, error_status=500)
+        )
+
+    return Broker(
+        redis=client,
+        blocking_redis=blocking_client,
+        keys=keys,
+        queue_settings=queue,
+        stream_settings=stream,
+        requests=requests,
+        prefill_queue=JobQueue(client, blocking_client, keys, queue, Role.PREFILL, PrefillJob, refuse),
+        decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),
+        registry=Registry(client, keys),
+        cancels=Cancels(blocking_client, keys),
+    )
+
+
+@asynccontextmanager
+async def open_broker(redis: RedisSettings, queue: QueueSettings, stream: StreamSettings) -> AsyncIterator[Broker]:
+    """Connect, hand out the broker, disconnect. Raises BrokerError when Redis cannot be reached or refuses us."""
+    client = _open_async_redis(redis, redis.command_timeout_s)
+    blocking_client = _open_async_redis(redis, redis.command_timeout_s + MAX_BLOCK_MS / 1000)
+    try:
+        try:
+            await client.ping()
+        except (RedisError, OSError) as error:
+            raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {error}") from None
+        yield assemble_broker(client, blocking_client, redis.key_prefix, queue, stream)
+    finally:
+        await client.aclose()
+        await blocking_client.aclose()
+
+
+def open_sync_redis(settings: RedisSettings, timeout_s: float | None = None) -> SyncRedis:
+    """A blocking client without retries, for a thread that has its own rhythm. Connects at its first command."""
+    timeout_s = settings.command_timeout_s if timeout_s is None else min(timeout_s, settings.command_timeout_s)
+    return SyncRedis.from_url(
+        settings.url,
+        **_connection_options(settings)
+        | {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": min(timeout_s, settings.connect_timeout_s),
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+
+
+def display_url(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _open_async_redis(settings: RedisSettings, timeout_s: float) -> Redis:
+    # Every command of ours may be repeated: scripts recognize a repeat, the others do not mind. So all are retried.
+    return Redis.from_url(
+        settings.url,
+        **_connection_options(settings)
+        | {
+            "socket_timeout": timeout_s,
+            "retry": AsyncRetry(EqualJitterBackoff(cap=_RETRY_CAP_S, base=_RETRY_BASE_S), _NUM_RETRIES),
+        },
+    )
+
+
+def _connection_options(settings: RedisSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "socket_connect_timeout": settings.connect_timeout_s,
+        "decode_responses": False,
+        "protocol": 2,
+    }
+    if settings.password_file is not None:
+        try:
+            options["password"] = settings.password_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise BrokerError(f"Redis password file {settings.password_file}: {error.strerror}") from None
+    return options

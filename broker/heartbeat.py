@@ -1,0 +1,126 @@
+"""A worker's sign of life, from a thread of its own with a Redis connection of its own.
+
+Neither a blocked event loop nor a long computation may make a living worker look dead, so this thread touches neither.
+It renews the worker's registry lease and every queue entry the worker holds, in one script per beat. It knows nothing
+of what the entries are for.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from redis.exceptions import RedisError
+
+from broker.client import open_sync_redis
+from broker.job_queue import QueueEntry
+from broker.keys import GROUP, Keys
+from broker.scripts import load_script
+from messages import DecodeJob, PrefillJob, Role, WorkerStatus, encode
+from settings import QueueSettings, RedisSettings
+from telemetry import get_logger
+
+log = get_logger()
+
+
+class Heartbeat:
+    """Beats every `heartbeat_s` from `start` to `stop`; a beat that fails is tried again at the next one."""
+
+    def __init__(
+        self,
+        redis_settings: RedisSettings,
+        queue_settings: QueueSettings,
+        worker_id: str,
+        role: Role,
+        read_status: Callable[[], WorkerStatus],
+        on_tick: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """`read_status` and `on_tick` are called on the thread, once per beat; they must be quick and not raise."""
+        self.on_tick = list(on_tick)
+        self._worker_id = worker_id
+        self._read_status = read_status
+        self._keys = Keys(redis_settings.key_prefix)
+        self._lease_ms = round(queue_settings.lease_s * 1000)
+        self._heartbeat_s = queue_settings.heartbeat_s
+        # The next beat is the retry; a beat that hangs longer than half a lease would cost the lease.
+        self._redis = open_sync_redis(redis_settings, timeout_s=queue_settings.lease_s / 2)
+        self._held: dict[bytes, Role] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name=f"{role.value}-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin beating, at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and take the worker off the registry. Held entries are left to be reclaimed."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self._redis.zrem(self._keys.worker_leases(), self._worker_id)
+            self._redis.hdel(self._keys.workers(), self._worker_id)
+        except RedisError as error:
+            log.warning("deregister_failed", error=str(error))  # the lease runs out by itself
+        self._redis.close()
+
+    def wake(self) -> None:
+        """Beat now, e.g. because the status changed."""
+        self._wake.set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; if it does not after `start`, a callback raised."""
+        return self._thread.is_alive()
+
+    def hold(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
+        """Renew this entry from the next beat on."""
+        with self._lock:
+            self._held[entry.entry_id] = entry.queue
+
+    def drop(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
+        """Renew it no more; harmless when it is not held."""
+        with self._lock:
+            self._held.pop(entry.entry_id, None)
+
+    def holds(self, entry_id: bytes) -> bool:
+        """Whether the entry is being renewed; one that another worker reclaimed no longer is."""
+        with self._lock:
+            return entry_id in self._held
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            self._beat()
+            for tick in self.on_tick:
+                tick()
+            self._wake.wait(self._heartbeat_s)
+
+    def _beat(self) -> None:
+        with self._lock:
+            held = dict(self._held)
+        try:
+            lost: list[bytes] = load_script("heartbeat").run_sync(
+                self._redis,
+                [
+                    self._keys.workers(),
+                    self._keys.worker_leases(),
+                    *(self._keys.queue(queue) for queue in held.values()),
+                ],
+                [GROUP, self._worker_id, self._lease_ms, encode(self._read_status()), *held],
+            )
+        except RedisError as error:
+            if not self._failing:
+                log.warning("heartbeat_failed", error=str(error))
+            self._failing = True
+            return
+        if self._failing:
+            log.info("heartbeat_restored")
+        self._failing = False
+        if lost:
+            log.info("lease_lost", entries=len(lost))
+            with self._lock:
+                for entry_id in lost:
+                    self._held.pop(entry_id, None)

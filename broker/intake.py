@@ -1,0 +1,125 @@
+"""How a worker comes by its jobs and gets rid of them: take, reclaim from the dead, renew, acknowledge.
+
+Both workers use it, so that the rule "hand over first, acknowledge last" is written once. Knows the queue, the request
+log and the heartbeat; knows nothing of models, blocks or batches.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from broker.client import Broker
+from broker.heartbeat import Heartbeat
+from broker.job_queue import JobQueue, QueueEntry
+from broker.request_log import Append, Taken
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent
+from settings import QueueSettings
+from telemetry import get_logger
+
+log = get_logger()
+
+JobT = TypeVar("JobT", PrefillJob, DecodeJob)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim(Generic[JobT]):
+    """A job that is ours until it is handed over, done or lost."""
+
+    entry: QueueEntry[JobT]
+    taken: Taken
+
+    @property
+    def job(self) -> JobT:
+        """The job itself."""
+        return self.entry.job
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(request_id, choice): what cancels and states are named by."""
+        return self.job.request_id, self.job.choice
+
+    @property
+    def attempt(self) -> int:
+        """How many workers died or failed on this job before."""
+        return self.job.attempt + self.entry.deliveries - 1
+
+    def next_event(self, event: TokenEvent, index: int) -> Append:
+        """`event` at `index` of the choice's stream, under our epoch."""
+        request = self.taken.request
+        return Append(request.request_id, self.taken.choice, self.taken.epoch, index, event, request.api_id)
+
+
+class Intake(Generic[JobT]):
+    """One per worker."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queue: JobQueue[JobT],
+        heartbeat: Heartbeat,
+        worker_id: str,
+        phase: Phase,
+        settings: QueueSettings,
+    ) -> None:
+        self._broker = broker
+        self._queue: JobQueue[JobT] = queue
+        self._heartbeat = heartbeat
+        self._worker_id, self._phase = worker_id, phase
+        self._reclaim_every_s = settings.lease_s / 2
+        self._max_deliveries = settings.max_deliveries
+        self._reclaim_at = 0.0
+
+    async def next_claims(self, count: int, block_ms: int) -> list[Claim[JobT]]:
+        """Up to `count` jobs, the dead workers' first. Waits at most `block_ms` (0: not at all) for new ones."""
+        entries: list[QueueEntry[JobT]] = []
+        if time.monotonic() >= self._reclaim_at:
+            entries = await self._queue.reclaim(self._worker_id, count)
+            self._reclaim_at = time.monotonic() + self._reclaim_every_s
+            for entry in entries:
+                log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
+        if len(entries) < count:
+            entries += await self._queue.take(self._worker_id, count - len(entries), 0 if entries else block_ms)
+        claims = []
+        for entry in entries:
+            self._heartbeat.hold(entry)
+            taken = await self._broker.requests.take(entry.job, self._phase)
+            if taken is None:  # finished, cancelled, or left over from a hand-over that already happened
+                await self._let_go(entry)
+            else:
+                claims.append(Claim(entry, taken))
+        return claims
+
+    def is_poison(self, claim: Claim[JobT]) -> bool:
+        """Whether the job took too many workers down to be tried again."""
+        return claim.attempt >= self._max_deliveries
+
+    async def done(self, claim: Claim[JobT]) -> None:
+        """The sequence has ended: acknowledge."""
+        await self._let_go(claim.entry)
+
+    async def lost(self, claim: Claim[JobT]) -> None:
+        """We were fenced. The entry is acknowledged only if nobody can need it: where another worker holds the very
+        same entry, our acknowledgement would destroy its claim."""
+        self._heartbeat.drop(claim.entry)
+        is_stale = await self._broker.requests.ack_if_stale(claim.entry)
+        log.info("job_lost", request_id=claim.job.request_id, choice=claim.job.choice, is_stale=is_stale)
+
+    async def hand_over(self, claim: Claim[JobT], job: PrefillJob | DecodeJob, phase: Phase) -> bool:
+        """Put `job` on its queue and acknowledge ours, in one step. False when we were fenced."""
+        self._heartbeat.drop(claim.entry)
+        handed_over = await self._broker.requests.hand_over(claim.entry, claim.taken.epoch, job, phase)
+        if not handed_over:
+            log.info("hand_over_refused", request_id=claim.job.request_id, choice=claim.job.choice)
+        return handed_over
+
+    async def fail(self, claim: Claim[JobT], message: str, status: int = 500) -> None:
+        """End the sequence with an error."""
+        event = TokenEvent(finish_reason=FinishReason.ERROR, error=message, error_status=status)
+        index = len(await self._broker.requests.read(*claim.key))
+        (accepted,) = await self._broker.requests.append([claim.next_event(event, index)])
+        log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)
+        await (self.done(claim) if accepted else self.lost(claim))
+
+    async def _let_go(self, entry: QueueEntry[JobT]) -> None:
+        self._heartbeat.drop(entry)
+        await self._queue.ack([entry])

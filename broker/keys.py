@@ -1,0 +1,66 @@
+"""Every Redis key of pdq, each as a method. This file knows no Redis and no message.
+
+Keys of one request share a hash tag (`{request_id}`); keys of the cluster have none, so that no request id can spell
+one of them.
+"""
+
+from dataclasses import dataclass
+
+from messages import Role
+
+GROUP = "workers"  # the one consumer group of each queue
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys under one prefix; two clusters on one Redis differ in it."""
+
+    prefix: str
+
+    def queue(self, role: Role) -> str:
+        """Stream of the jobs for workers of `role`."""
+        return f"{self.prefix}:{role.value}_queue"
+
+    def prefill_queue(self) -> str:
+        """Stream of PrefillJobs."""
+        return self.queue(Role.PREFILL)
+
+    def decode_queue(self) -> str:
+        """Stream of DecodeJobs."""
+        return self.queue(Role.DECODE)
+
+    def record(self, request_id: str) -> str:
+        """Hash: the request, and per choice its hop, epoch and end."""
+        return f"{self.prefix}:{{{request_id}}}:record"
+
+    def tokens(self, request_id: str, choice: int) -> str:
+        """Stream of one choice's TokenEvents; the entry of index i has the id `i+1-0`."""
+        return f"{self.prefix}:{{{request_id}}}:tokens:{choice}"
+
+    def active_sizes(self) -> str:
+        """Hash `request_id:choice` -> "prompt_tokens max_new_tokens ignore_eos" of every unfinished choice."""
+        return f"{self.prefix}:active_sizes"
+
+    def active_phases(self) -> str:
+        """Hash `request_id:choice` -> Phase of every unfinished choice."""
+        return f"{self.prefix}:active_phases"
+
+    def relay(self, api_id: str) -> str:
+        """Stream of the accepted events that one API process waits for."""
+        return f"{self.prefix}:relay:{api_id}"
+
+    def inbox(self, worker_id: str) -> str:
+        """Stream of the Releases for one prefill worker."""
+        return f"{self.prefix}:inbox:{worker_id}"
+
+    def workers(self) -> str:
+        """Hash worker_id -> WorkerStatus."""
+        return f"{self.prefix}:workers"
+
+    def worker_leases(self) -> str:
+        """Sorted set of worker_id by the Redis time (ms) at which its lease ends."""
+        return f"{self.prefix}:worker_leases"
+
+    def cancels(self) -> str:
+        """Pub/sub channel of `request_id:choice` ended from the API's side."""
+        return f"{self.prefix}:cancels"

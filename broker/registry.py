@@ -1,0 +1,40 @@
+"""Which workers live: their heartbeats under leases that Redis's own clock judges. Knows no queue."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from broker.keys import Keys
+from broker.scripts import load_script
+from messages import WireError, WorkerStatus, decode
+from telemetry import get_logger
+
+log = get_logger()
+
+
+class Registry:
+    """The readers' side; broker/heartbeat.py writes."""
+
+    def __init__(self, client: Redis, keys: Keys) -> None:
+        self._redis = client
+        self._keys = keys
+
+    async def live(self) -> list[WorkerStatus]:
+        """The last status of every worker whose lease stands, by worker id. Prunes the others."""
+        answer: list[Any] = await load_script("live_workers").run(
+            self._redis, [self._keys.workers(), self._keys.worker_leases()], []
+        )
+        statuses = []
+        for worker_id, data in zip(answer[::2], answer[1::2], strict=True):
+            try:
+                statuses.append(decode(data, WorkerStatus))
+            except WireError as error:
+                log.warning("worker_status_undecodable", worker_id=worker_id.decode(), error=str(error))
+        return sorted(statuses, key=lambda status: status.worker_id)
+
+    async def leave(self, worker_id: str) -> None:
+        """Forget the worker at once."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.zrem(self._keys.worker_leases(), worker_id)
+        pipeline.hdel(self._keys.workers(), worker_id)
+        await pipeline.execute()

@@ -1,0 +1,189 @@
+"""One blocking read per API process, fanned out to the streams it serves.
+
+Workers put every accepted event on the relay stream of the API process that waits for it. The relay may lose entries
+(it is bounded, it expires, Redis may restart); the choice's own stream does not. So what arrives here is delivered
+strictly by index, and whatever does not arrive is fetched from the request log. This file knows no HTTP and no text.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from redis.asyncio import Redis
+
+from broker.choice import member_of
+from broker.client import REDIS_AWAY, Broker
+from messages import FinishReason, TokenEvent, WireError, decode
+from telemetry import get_logger
+
+_BLOCK_MS = 5000
+_READ_COUNT = 256
+_RECONNECT_S = 0.2
+_LOST_AFTER_CHECKS = 5
+
+log = get_logger()
+
+
+class Subscription(asyncio.Queue[tuple[int, TokenEvent]]):
+    """One choice's events, (index, event), in order and each once; the last has a `finish_reason`.
+
+    Bounded by the request's max_new_tokens, hence unbounded here.
+    """
+
+    def __init__(self, request_id: str, choice: int, after: int) -> None:
+        super().__init__()
+        self.request_id = request_id
+        self.choice = choice
+        self.next_index = after + 1
+        self.is_ended = False
+        self.is_behind = False  # a later event came before `next_index`
+        self.is_seen = False  # Redis has, or had, a record of it
+        self.num_unknown = 0  # checks in a row that found no record
+        self.heard_s = time.monotonic()  # when it last got an event or was checked
+        self._early: dict[int, TokenEvent] = {}
+
+    def deliver(self, index: int, event: TokenEvent) -> None:
+        """Take an event from whichever source; pass on what is next in order."""
+        if self.is_ended or index < self.next_index:
+            return
+        self.is_seen = True
+        self._early[index] = event
+        while not self.is_ended and (event_next := self._early.pop(self.next_index, None)) is not None:
+            self.put_nowait((self.next_index, event_next))
+            self.next_index += 1
+            self.heard_s = time.monotonic()
+            self.is_ended = event_next.finish_reason is not None
+        self.is_behind = bool(self._early) and not self.is_ended
+
+    def end(self, event: TokenEvent) -> None:
+        """Deliver a terminal event at the next index, whatever else was to come."""
+        self._early.clear()
+        self.deliver(self.next_index, event)
+
+
+class RelayReader:
+    """One per API process; `run` is its task."""
+
+    def __init__(self, broker: Broker, api_id: str) -> None:
+        self._requests = broker.requests
+        self._redis: Redis = broker.blocking_redis
+        self._key = broker.keys.relay(api_id)
+        self._recheck_s = broker.stream_settings.recheck_s
+        self._position = b"0-0"
+        self._subscriptions: dict[bytes, list[Subscription]] = {}
+        self._gap = asyncio.Event()
+
+    def open(self, request_id: str, choice: int, after: int = -1) -> Subscription:
+        """Subscribe to the choice's events of an index above `after`. Best before the request is created."""
+        subscription = Subscription(request_id, choice, after)
+        self._subscriptions.setdefault(member_of(request_id, choice).encode(), []).append(subscription)
+        return subscription
+
+    def close(self, subscription: Subscription) -> None:
+        """Deliver nothing more to it; harmless when closed already."""
+        member = member_of(subscription.request_id, subscription.choice).encode()
+        left = [other for other in self._subscriptions.get(member, []) if other is not subscription]
+        if left:
+            self._subscriptions[member] = left
+        else:
+            self._subscriptions.pop(member, None)
+
+    @property
+    def num_subscriptions(self) -> int:
+        """Subscriptions not closed yet."""
+        return sum(len(subscriptions) for subscriptions in self._subscriptions.values())
+
+    async def run(self) -> None:
+        """Deliver until cancelled. Outlives Redis outages."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._recheck())
+
+    async def _follow(self) -> None:
+        """The fast path: what workers put on the relay."""
+        while True:
+            try:
+                streams: Any = await self._redis.xread({self._key: self._position}, _READ_COUNT, _BLOCK_MS)
+            except REDIS_AWAY as error:
+                log.warning("relay_interrupted", error=str(error))
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            for _, entries in streams or []:
+                for entry_id, fields in entries:
+                    self._position = entry_id
+                    self._dispatch(fields)
+
+    def _dispatch(self, fields: dict[bytes, bytes]) -> None:
+        for name, data in fields.items():
+            member, _, index = name.rpartition(b":")
+            if subscriptions := self._subscriptions.get(member):
+                try:
+                    event = decode(data, TokenEvent)
+                except WireError as error:
+                    log.error("event_undecodable", member=member.decode(), error=str(error))
+                    continue
+                for subscription in subscriptions:
+                    subscription.deliver(int(index), event)
+                    if subscription.is_behind:
+                        self._gap.set()
+
+    async def _recheck(self) -> None:
+        """The safe path: gaps at once, quiet streams every `recheck_s`."""
+        while True:
+            try:
+                async with asyncio.timeout(self._recheck_s / 4):
+                    await self._gap.wait()
+            except TimeoutError:
+                pass
+            self._gap.clear()
+            try:
+                await self._fill()
+            except (*REDIS_AWAY, WireError) as error:
+                log.warning("relay_recheck_failed", error=str(error))
+                await asyncio.sleep(_RECONNECT_S)
+
+    async def _fill(self) -> None:
+        quiet_since_s = time.monotonic() - self._recheck_s
+        due = [
+            subscription
+            for subscriptions in self._subscriptions.values()
+            for subscription in subscriptions
+            if not subscription.is_ended and (subscription.is_behind or subscription.heard_s <= quiet_since_s)
+        ]
+        if not due:
+            return
+        # First whether it has ended, then what it says: an end seen here is among the events read after.
+        states = await self._requests.states([(each.request_id, each.choice) for each in due])
+        positions: dict[tuple[str, int], int] = {}
+        for each in due:
+            place = (each.request_id, each.choice)
+            positions[place] = min(positions.get(place, each.next_index - 1), each.next_index - 1)
+        events = await self._requests.read_many(positions)
+        num_filled = 0
+        for subscription, state in zip(due, states, strict=True):
+            subscription.heard_s = time.monotonic()
+            before = subscription.next_index
+            for index, event in events[subscription.request_id, subscription.choice]:
+                subscription.deliver(index, event)
+            num_filled += subscription.next_index - before
+            subscription.is_seen |= state.is_known
+            subscription.num_unknown = 0 if state.is_known else subscription.num_unknown + 1
+            is_lost = subscription.is_seen or subscription.num_unknown >= _LOST_AFTER_CHECKS
+            if state.finished and not subscription.is_ended and is_lost:
+                log.error("request_lost", request_id=subscription.request_id, choice=subscription.choice)
+                error = "the request's record is gone from Redis"
+                subscription.end(TokenEvent(finish_reason=FinishReason.ERROR, error=error, error_status=500))
+        if num_filled:
+            await self._rewind_if_reset()
+
+    async def _rewind_if_reset(self) -> None:
+        """Events came that the relay did not bring: maybe its ids began anew, below our position."""
+        last: Any = await self._redis.xrevrange(self._key, count=1)
+        if last and _id_order(last[0][0]) < _id_order(self._position):
+            log.warning("relay_rewound")
+            self._position = b"0-0"
+
+
+def _id_order(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    return int(milliseconds), int(sequence)

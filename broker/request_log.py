@@ -1,0 +1,265 @@
+"""The request records and their token streams: who may write, what was published, what is active.
+
+Every change is one Lua script of broker/lua/, hence atomic and harmless when repeated after a lost answer. The protocol
+is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTTP.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from broker.choice import Append, ChoiceState, SequenceLoad, Taken, member_of, parse_member
+from broker.job_queue import QueueEntry
+from broker.keys import GROUP, Keys
+from broker.scripts import Argument, load_script
+from messages import (
+    DecodeJob,
+    GenerationRequest,
+    InvalidRequest,
+    Phase,
+    PrefillJob,
+    QueueFull,
+    Role,
+    TokenEvent,
+    decode,
+    encode,
+)
+from settings import StreamSettings
+
+__all__ = ["Append", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
+
+RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
+
+
+class RequestLog:
+    """Records, token streams and the fence around them. Every method raises redis errors when Redis stays away."""
+
+    def __init__(self, client: Redis, keys: Keys, stream: StreamSettings) -> None:
+        self._redis = client
+        self._keys = keys
+        self._stream = stream
+
+    async def create(self, request: GenerationRequest, max_waiting: int) -> None:
+        """Write the record and put one PrefillJob per choice.
+
+        Raises InvalidRequest when the id is in use, QueueFull when more than `max_waiting` jobs would wait.
+        """
+        keys, request_id = self._keys, request.request_id
+        sampling = request.sampling
+        sizes = f"{len(request.prompt_token_ids)} {sampling.max_new_tokens} {int(sampling.ignore_eos)}"
+        choices = range(request.n)
+        answer = await load_script("create").run(
+            self._redis,
+            [
+                keys.record(request_id),
+                keys.prefill_queue(),
+                keys.active_sizes(),
+                keys.active_phases(),
+                *(keys.tokens(request_id, choice) for choice in choices),
+            ],
+            [
+                secrets.token_hex(8),
+                max_waiting,
+                encode(request),
+                sizes,
+                Phase.PREFILL_QUEUED.value,
+                request_id,
+                *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
+            ],
+        )
+        if answer == b"in_use":
+            raise InvalidRequest(f"request id {request_id!r} is already in use")
+        if answer == b"full":
+            raise QueueFull("Server is busy, please try again later (Status code: 503)")
+
+    async def take(self, job: PrefillJob | DecodeJob, phase: Phase) -> Taken | None:
+        """Own the job's choice from now on; every earlier owner is refused.
+
+        None when the job is a leftover (older hop) or its choice finished or unknown: acknowledge its entry.
+        """
+        answer = await load_script("take").run(
+            self._redis,
+            [
+                self._keys.record(job.request_id),
+                self._keys.tokens(job.request_id, job.choice),
+                self._keys.active_phases(),
+            ],
+            [job.choice, member_of(job.request_id, job.choice), job.hop, phase.value],
+        )
+        if answer is None:
+            return None
+        request, epoch, *events = answer
+        return Taken(
+            decode(request, GenerationRequest), job.choice, epoch, [decode(event, TokenEvent) for event in events]
+        )
+
+    async def append(self, items: Sequence[Append]) -> list[bool]:
+        """Publish a step's events in one round trip; each is accepted or refused alone.
+
+        True: the event stands in the stream, be it from an earlier try of this very call. False: the choice is
+        finished, unknown or another's; drop the sequence, and its queue entry only through `ack_if_stale`.
+        """
+        if not items:
+            return []
+        relay_numbers: dict[str, int] = {}
+        item_keys: list[str] = []
+        arguments: list[Argument] = []
+        for item in items:
+            relay_number = relay_numbers.setdefault(item.api_id, len(relay_numbers) + 1) if item.api_id else 0
+            item_keys += [self._keys.record(item.request_id), self._keys.tokens(item.request_id, item.choice)]
+            arguments += [
+                item.choice,
+                member_of(item.request_id, item.choice),
+                item.epoch,
+                item.index,
+                int(item.event.finish_reason is not None),
+                relay_number,
+                encode(item.event),
+            ]
+        relays = [self._keys.relay(api_id) for api_id in relay_numbers]
+        answers = await load_script("append").run(
+            self._redis,
+            [self._keys.active_sizes(), self._keys.active_phases(), *relays, *item_keys],
+            [self._stream.keep_s, self._stream.relay_max_entries, RELAY_EXPIRE_S, len(relays), *arguments],
+        )
+        return [answer == 1 for answer in answers]
+
+    async def finish(self, request_id: str, choice: int, event: TokenEvent, api_id: str | None = None) -> bool:
+        """End a choice from outside its owner, who is fenced; True when this call ended it.
+
+        `event` must be terminal. It is relayed only to `api_id`, if given; `Broker.cancels` hears of it.
+        """
+        assert event.finish_reason is not None, "finish() takes a terminal event"
+        keys = self._keys
+        answer = await load_script("finish").run(
+            self._redis,
+            [
+                keys.record(request_id),
+                keys.tokens(request_id, choice),
+                keys.active_sizes(),
+                keys.active_phases(),
+                keys.cancels(),
+                *([keys.relay(api_id)] if api_id else []),
+            ],
+            [
+                secrets.token_hex(8),
+                choice,
+                member_of(request_id, choice),
+                encode(event),
+                self._stream.keep_s,
+                self._stream.relay_max_entries,
+                RELAY_EXPIRE_S,
+            ],
+        )
+        return bool(answer)
+
+    async def hand_over(
+        self,
+        entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]",
+        epoch: int,
+        job: PrefillJob | DecodeJob,
+        phase: Phase,
+    ) -> bool:
+        """Put `job` (of a higher hop) for the choice that `epoch` owns, give up owning it, acknowledge `entry`.
+
+        False when refused; the entry is then acknowledged only if nobody can need it (see `ack_if_stale`).
+        """
+        assert job.hop > entry.job.hop, "a hand-over raises the hop"
+        assert (job.request_id, job.choice) == (entry.job.request_id, entry.job.choice)
+        answer = await load_script("hand_over").run(
+            self._redis,
+            [
+                self._keys.record(job.request_id),
+                self._keys.active_phases(),
+                self._keys.queue(entry.queue),
+                self._keys.queue(Role.PREFILL if isinstance(job, PrefillJob) else Role.DECODE),
+            ],
+            [
+                GROUP,
+                job.choice,
+                member_of(job.request_id, job.choice),
+                epoch,
+                entry.job.hop,
+                job.hop,
+                phase.value,
+                encode(job),
+                entry.entry_id,
+            ],
+        )
+        return bool(answer)
+
+    async def ack_if_stale(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> bool:
+        """Acknowledge an entry whose choice is finished, unknown or on a later hop; True when it was.
+
+        For a worker that was refused. If its job still stands, another worker holds the very same entry, and an
+        unconditional ack would lose the choice should that worker die.
+        """
+        job = entry.job
+        answer = await load_script("ack_if_stale").run(
+            self._redis,
+            [self._keys.record(job.request_id), self._keys.queue(entry.queue)],
+            [GROUP, job.choice, job.hop, entry.entry_id],
+        )
+        return bool(answer)
+
+    async def read(self, request_id: str, choice: int, after: int = -1) -> list[tuple[int, TokenEvent]]:
+        """The choice's events of an index above `after`, in order."""
+        return (await self.read_many({(request_id, choice): after}))[request_id, choice]
+
+    async def read_many(
+        self, positions: Mapping[tuple[str, int], int]
+    ) -> dict[tuple[str, int], list[tuple[int, TokenEvent]]]:
+        """`read` of many choices, {(request_id, choice): after}, in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for (request_id, choice), after in positions.items():
+            pipeline.xrange(self._keys.tokens(request_id, choice), min=f"{after + 2}-0")
+        answers = await pipeline.execute() if positions else []
+        return {
+            position: [
+                (int(entry_id.partition(b"-")[0]) - 1, decode(fields[b"event"], TokenEvent))
+                for entry_id, fields in entries
+            ]
+            for position, entries in zip(positions, answers, strict=True)
+        }
+
+    async def record(self, request_id: str) -> GenerationRequest | None:
+        """The request as it was created; None when unknown."""
+        data: Any = await self._redis.hget(self._keys.record(request_id), "request")
+        return None if data is None else decode(data, GenerationRequest)
+
+    async def is_finished(self, request_id: str, choice: int) -> bool:
+        """Whether the choice has ended or is unknown."""
+        return (await self.states([(request_id, choice)]))[0].finished
+
+    async def states(self, items: Iterable[tuple[str, int]]) -> list[ChoiceState]:
+        """Where each (request_id, choice) stands, in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id, choice in items:
+            pipeline.hmget(self._keys.record(request_id), [f"hop:{choice}", f"epoch:{choice}", f"finished:{choice}"])
+        return [
+            ChoiceState(int(hop), int(epoch), finished is not None)
+            if hop is not None and epoch is not None
+            else ChoiceState(0, 0, True)
+            for hop, epoch, finished in await pipeline.execute()
+        ]
+
+    async def loads(self) -> list[SequenceLoad]:
+        """Every unfinished choice of the cluster, in two round trips."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.hgetall(self._keys.active_sizes())
+        pipeline.hgetall(self._keys.active_phases())
+        sizes, phases = await pipeline.execute()
+        members = [(member, *parse_member(member)) for member in sizes]
+        lengths = self._redis.pipeline(transaction=False)
+        for _, request_id, choice in members:
+            lengths.xlen(self._keys.tokens(request_id, choice))
+        loads = []
+        for (member, request_id, choice), output_tokens in zip(members, await lengths.execute(), strict=True):
+            prompt_tokens, max_new_tokens, ignore_eos = map(int, sizes[member].split())
+            phase = Phase(phases[member].decode())
+            loads.append(
+                SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)
+            )
+        return loads

@@ -1,0 +1,47 @@
+"""The Lua scripts in broker/lua/, run by their hash. This file knows how a script is run, not what any of them does.
+
+Each script is one atomic step of the protocol in docs/lifecycle.md. Redis forgets scripts when it restarts, so a hash
+it does not know is answered by sending the source along.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+Argument = str | bytes | int
+
+_FOLDER = Path(__file__).parent / "lua"
+
+
+class Script:
+    """One script. Running it costs one round trip, two when the server has not seen it yet."""
+
+    def __init__(self, name: str) -> None:
+        self.source = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        self.sha1 = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """The script's answer. Raises redis errors."""
+        try:
+            return await client.evalsha(self.sha1, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await client.eval(self.source, len(keys), *keys, *arguments)
+
+    def run_sync(self, client: SyncRedis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """`run` for the heartbeat's thread."""
+        try:
+            return client.evalsha(self.sha1, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return client.eval(self.source, len(keys), *keys, *arguments)
+
+
+@cache
+def load_script(name: str) -> Script:
+    """The script in broker/lua/`name`.lua, read once per process."""
+    return Script(name)

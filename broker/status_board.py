@@ -1,0 +1,64 @@
+"""What a worker says of itself: a board its loop writes and its heartbeat thread reads.
+
+Knows the status message and the clock; knows nothing of Redis, nor of what the loop does.
+"""
+
+import os
+import socket
+import time
+import uuid
+
+from messages import Role, WorkerState, WorkerStatus
+
+
+class StatusBoard:
+    """One per worker process. Plain values, each written by one thread; the heartbeat may read any mix of them."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.worker_id = f"{role}-{uuid.uuid4().hex[:12]}"
+        self.state = WorkerState.LOADING
+        self.detail = ""
+        self.model_hash = ""
+        self.block_size = 0
+        self.num_blocks = 0
+        self.free_blocks = 0
+        self.num_running = 0
+        self._started_ms = int(time.time() * 1000)
+        self._last_tick = time.monotonic()
+
+    def say(self, detail: str) -> None:
+        """What the worker is busy with while it is not ready, e.g. "loading weights 43 %"."""
+        self.detail = detail
+
+    def tick(self, *, free_blocks: int, num_running: int) -> None:
+        """The loop came round. A board that is not ticked makes the worker count as wedged."""
+        self.free_blocks = free_blocks
+        self.num_running = num_running
+        self._last_tick = time.monotonic()
+
+    def ready(self, *, model_hash: str, block_size: int, num_blocks: int) -> None:
+        """Loading is over; the loop begins."""
+        self.model_hash, self.block_size, self.num_blocks = model_hash, block_size, num_blocks
+        self.tick(free_blocks=num_blocks, num_running=0)
+        self.state = WorkerState.READY
+        self.detail = ""
+
+    def read(self) -> WorkerStatus:
+        """The status as of now."""
+        return WorkerStatus(
+            worker_id=self.worker_id,
+            role=self.role,
+            state=self.state,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            model_hash=self.model_hash,
+            capacity_tokens=self.num_blocks * self.block_size,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            free_blocks=self.free_blocks,
+            num_running=self.num_running,
+            idle_s=time.monotonic() - self._last_tick,
+            detail=self.detail,
+        )

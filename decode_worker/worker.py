@@ -1,0 +1,340 @@
+"""The decode worker: take jobs when there is room, pull their KV, and decode everybody one token a step.
+
+`scheduler.py` decides, this file does. Two loops share the event loop: the intake takes and pulls, `run` steps; what
+the intake has pulled joins the batch at the next step, so a pull never stops a running stream. It knows the broker, the
+engine and the transfer; it must not know HTTP or text.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from msgspec import structs
+
+from broker.client import Broker, open_broker
+from broker.heartbeat import Heartbeat
+from broker.intake import Claim, Intake
+from broker.status_board import StatusBoard
+from decode_worker.scheduler import Demand, can_admit, plan_step
+from engine.block_space import BlockSpace
+from engine.kv_pool import KVPool
+from engine.loading import LoadedModel, load
+from engine.model_runner import ModelRunner
+from engine.sampler import Sampled, choice_seed
+from engine.sequence import Sequence
+from engine.stopping import finish_reason
+from kv_transfer.receiver import KVReceiver
+from messages import (
+    DecodeJob,
+    FinishReason,
+    KVTransferFailed,
+    Phase,
+    PrefillJob,
+    Release,
+    Role,
+    TokenEvent,
+    WorkerState,
+)
+from settings import Settings
+from telemetry import configure_logging, get_logger
+
+log = get_logger()
+ResultT = TypeVar("ResultT")
+
+IDLE_WAIT_S = 0.2  # how long an idle loop waits before it shows that it is alive
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A claimed job and its sequence."""
+
+    claim: Claim[DecodeJob]
+    sequence: Sequence
+
+
+class DecodeWorker:
+    """Two loops, `run` and `take_in`; one compute thread; one pulling thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        board: StatusBoard,
+        heartbeat: Heartbeat,
+        runner: ModelRunner,
+        pool: KVPool,
+        space: BlockSpace,
+        receiver: KVReceiver,
+    ) -> None:
+        self.settings, self.broker, self.board = settings, broker, board
+        self.runner, self.pool, self.space, self.receiver = runner, pool, space, receiver
+        self.block_size = settings.kv.block_size
+        self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
+        self.running: list[Running] = []  # oldest first
+        self.joining: list[Running] = []  # pulled, in from the next step
+        self.num_pulling = 0
+        self.cancelled: set[tuple[str, int]] = set()
+        self.work_came = asyncio.Event()
+        self.room_came = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.pull_thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
+
+    async def run(self) -> None:
+        """Until `stopping` is set; then hand every running sequence on."""
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(self.take_in()), tasks.create_task(self.follow_cancels())]
+            while not self.stopping.is_set():
+                if not self.running and not self.joining:
+                    await self.wait(self.work_came)
+                await self.step()
+            for task in background:
+                task.cancel()
+            await self.drain()
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    async def step(self) -> None:
+        """Everybody who fits decodes one token; it is published; who has finished leaves."""
+        self.running += self.joining
+        self.joining = []
+        await self.drop_cancelled()
+        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        batch = await self.make_room()
+        if not batch:
+            return
+        sequences = [one.sequence for one in batch]
+        sampled = await self.on_thread(self.compute_thread, lambda: self.runner.decode(sequences))
+        await self.publish(batch, sampled)
+
+    async def make_room(self) -> list[Running]:
+        """Allocate what the step needs, preempting the newest if blocks run out. The batch that fits."""
+        demands = [
+            Demand(len(one.sequence.block_table), one.sequence.num_blocks(self.block_size)) for one in self.running
+        ]
+        plan = plan_step(demands, self.space.num_free)
+        for position in plan.preempt:
+            await self.preempt(self.running[position])
+        self.running = [self.running[position] for position in plan.decode]
+        for one in self.running:
+            missing = one.sequence.num_blocks(self.block_size) - len(one.sequence.block_table)
+            one.sequence.block_table += self.space.allocate(missing)
+        return self.running
+
+    async def publish(self, batch: list[Running], sampled: list[Sampled]) -> None:
+        """One round trip for the whole step; a refusal means that the sequence is no longer ours."""
+        events = [self.event_of(one, token) for one, token in zip(batch, sampled, strict=True)]
+        appends = [
+            one.claim.next_event(event, one.sequence.num_output_tokens)
+            for one, event in zip(batch, events, strict=True)
+        ]
+        accepted = await self.broker.requests.append(appends)
+        for one, token, event, ok in zip(batch, sampled, events, accepted, strict=True):
+            if not ok:
+                self.retire(one)
+                await self.intake.lost(one.claim)
+            elif event.finish_reason is not None:
+                self.retire(one)
+                await self.intake.done(one.claim)
+            else:
+                one.sequence.token_ids.append(token.token_id)
+
+    async def preempt(self, one: Running) -> None:
+        """Blocks ran out: the sequence gives its own back and is recomputed from its tokens."""
+        log.info("sequence_preempted", request_id=one.claim.job.request_id, num_tokens=one.sequence.num_tokens)
+        if one.sequence.num_blocks(self.block_size) > self.space.num_blocks:
+            await self.intake.fail(one.claim, f"the sequence outgrew the KV pool of {self.space.num_blocks} blocks")
+        else:
+            await self.send_back(one.claim, attempt=0)
+        self.free(one.sequence)
+
+    # -- taking in -----------------------------------------------------------------------------------------------
+
+    async def take_in(self) -> None:
+        """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon."""
+        while True:
+            room = self.settings.decode.max_running - self.num_claimed
+            if room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
+                await self.wait(self.room_came)
+                continue
+            for claim in await self.intake.next_claims(1, int(IDLE_WAIT_S * 1000)):
+                self.num_pulling += 1
+                try:
+                    await self.admit(claim)
+                finally:
+                    self.num_pulling -= 1
+
+    async def admit(self, claim: Claim[DecodeJob]) -> None:
+        """Get the sequence's blocks and pull its KV into them; without its KV it goes back to prefill."""
+        job, sequence = claim.job, self.sequence_of(claim)
+        if sequence.num_tokens != job.kv_handle.num_tokens + 1:
+            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens.
+            await self.release(job)
+            await self.send_back(claim, attempt=0)
+            return
+        if self.intake.is_poison(claim):
+            await self.release(job)
+            await self.intake.fail(claim, f"{claim.attempt} workers failed while working on this request")
+            return
+        needed = len(job.kv_handle.block_ids)
+        if needed > self.space.num_blocks:
+            await self.release(job)
+            await self.intake.fail(
+                claim, f"the prompt takes {needed} KV blocks, this worker has {self.space.num_blocks}"
+            )
+            return
+        while not can_admit(needed, self.space.num_free, len(self.running) + len(self.joining)):
+            if claim.key in self.cancelled:
+                break
+            await self.wait(self.room_came)
+        if claim.key in self.cancelled:
+            self.cancelled.discard(claim.key)
+            await self.release(job)
+            await self.intake.lost(claim)
+            return
+        sequence.block_table = self.space.allocate(needed)
+        started = time.perf_counter()
+        try:
+            await self.on_thread(
+                self.pull_thread, lambda: self.receiver.pull(job.kv_handle, self.pool.tensor, sequence.block_table)
+            )
+        except KVTransferFailed as error:
+            log.warning("kv_pull_failed", request_id=job.request_id, owner=job.kv_handle.worker_id, reason=str(error))
+            self.free(sequence)
+            await self.release(job)
+            await self.send_back(claim, attempt=claim.attempt)
+            return
+        ms = round((time.perf_counter() - started) * 1000, 2)
+        log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
+        sequence.num_computed_tokens = job.kv_handle.num_tokens
+        await self.release(job)
+        self.joining.append(Running(claim, sequence))
+        self.work_came.set()
+
+    async def release(self, job: DecodeJob) -> None:
+        """Tell the owner that its blocks are free. It finds out by itself too, only later."""
+        await self.broker.inbox(job.kv_handle.worker_id).send(Release(job.kv_handle.transfer_id))
+
+    async def send_back(self, claim: Claim[DecodeJob], attempt: int) -> None:
+        """To the prefill queue: recompute prompt + published tokens."""
+        job = claim.job
+        again = PrefillJob(job.request_id, job.choice, job.hop + 1, attempt)
+        await self.intake.hand_over(claim, again, Phase.PREFILL_QUEUED)
+
+    # -- sequences and blocks ------------------------------------------------------------------------------------
+
+    @property
+    def num_claimed(self) -> int:
+        """Sequences that are ours: running, pulled or being pulled."""
+        return len(self.running) + len(self.joining) + self.num_pulling
+
+    def sequence_of(self, claim: Claim[DecodeJob]) -> Sequence:
+        """Prompt + published tokens."""
+        request, choice = claim.taken.request, claim.taken.choice
+        published = [event.token_id for event in claim.taken.events if event.token_id is not None]
+        return Sequence(
+            sequence_id=f"{request.request_id}:{choice}",
+            token_ids=[*request.prompt_token_ids, *published],
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
+        )
+
+    def event_of(self, one: Running, token: Sampled) -> TokenEvent:
+        """The token as the stream carries it; terminal when it ends the sequence."""
+        if token.error:
+            return TokenEvent(finish_reason=FinishReason.ERROR, error=token.error, error_status=500)
+        reason = finish_reason(one.sequence, token.token_id, self.runner.eos_token_ids)
+        return TokenEvent(token.token_id, token.logprob, reason)
+
+    def retire(self, one: Running) -> None:
+        """The sequence leaves the batch."""
+        self.running = [other for other in self.running if other is not one]
+        self.free(one.sequence)
+
+    def free(self, sequence: Sequence) -> None:
+        """Give the sequence's blocks back."""
+        self.space.free(sequence.block_table)
+        sequence.block_table = []
+        self.room_came.set()
+
+    async def wait(self, event: asyncio.Event) -> None:
+        """Until `event`, or long enough to show that the loop is alive."""
+        event.clear()
+        try:
+            await asyncio.wait_for(event.wait(), IDLE_WAIT_S)
+        except TimeoutError:
+            pass
+
+    async def on_thread(self, thread: ThreadPoolExecutor, work: Callable[[], ResultT]) -> ResultT:
+        """Run `work` on `thread`, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    # -- what others tell us -------------------------------------------------------------------------------------
+
+    async def follow_cancels(self) -> None:
+        """A sequence that was ended from outside leaves at the next step."""
+        async for key in self.broker.cancels.listen():
+            self.cancelled.add(key)
+            self.work_came.set()
+            self.room_came.set()
+
+    async def drop_cancelled(self) -> None:
+        """Stop decoding sequences that have ended."""
+        if not self.cancelled:
+            return
+        mine = [one for one in self.running if one.claim.key in self.cancelled]
+        self.cancelled.difference_update(one.claim.key for one in mine)
+        if not self.num_pulling:
+            self.cancelled.clear()  # what is left was somebody else's
+        for one in mine:
+            self.retire(one)
+            await self.intake.lost(one.claim)
+
+    async def drain(self) -> None:
+        """Hand every sequence on: it continues on another worker from its last published token."""
+        self.board.state = WorkerState.DRAINING
+        for one in (*self.running, *self.joining):
+            await self.send_back(one.claim, attempt=0)
+            self.free(one.sequence)
+
+
+def main(settings: Settings) -> int:
+    """Run a decode worker until SIGTERM; the process's exit code. Raises StartupError."""
+    board = StatusBoard(Role.DECODE)
+    configure_logging(settings.log, worker_id=board.worker_id)
+    asyncio.run(_serve(settings, board))
+    return 0
+
+
+async def _serve(settings: Settings, board: StatusBoard) -> None:
+    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
+        heartbeat.start()
+        try:
+            loaded = await asyncio.to_thread(load, settings, settings.decode.num_threads, board.say)
+            await _work(settings, board, broker, heartbeat, loaded)
+        finally:
+            heartbeat.stop()
+
+
+async def _work(
+    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+) -> None:
+    layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
+    pool = KVPool.allocate(layout, num_blocks, model.device)
+    receiver = KVReceiver(layout.hash(model.model_hash), layout.block_bytes)
+    try:
+        runner = ModelRunner(model, pool)
+        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
+        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
+        log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
+        await worker.run()
+    finally:
+        receiver.close()

@@ -1,0 +1,63 @@
+"""The blocks this worker has offered and still owns.
+
+An offer is closed by the decode worker's release, by a cancel, or because the sequence has moved on without it (it
+ended, or went to another queue). Knows the sender and the block space; knows nothing of Redis or the model.
+"""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.block_space import BlockSpace
+from kv_transfer.sender import KVSender
+from messages import KVHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Blocks under a handle, and the job they were offered for."""
+
+    handle: KVHandle
+    request_id: str
+    choice: int
+    hop: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(request_id, choice)."""
+        return self.request_id, self.choice
+
+
+class Offers:
+    """Every open offer of this worker."""
+
+    def __init__(self, sender: KVSender, space: BlockSpace) -> None:
+        self._sender, self._space = sender, space
+        self._open: dict[str, Offer] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Offer]:
+        return iter(list(self._open.values()))
+
+    def open(self, request_id: str, choice: int, hop: int, block_ids: list[int], num_tokens: int) -> Offer:
+        """Offer `block_ids`, which become the offer's to free."""
+        handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens)
+        offer = Offer(handle, request_id, choice, hop)
+        self._open[handle.transfer_id] = offer
+        return offer
+
+    def close(self, transfer_id: str) -> bool:
+        """Withdraw the offer and free its blocks. False when it is closed already (every repeat is harmless)."""
+        offer = self._open.pop(transfer_id, None)
+        if offer is None:
+            return False
+        self._sender.withdraw(transfer_id)  # first: a pull that is under way must see that the blocks may change
+        self._space.free(offer.handle.block_ids)
+        return True
+
+    def close_all_of(self, key: tuple[str, int]) -> int:
+        """Close every offer made for (request_id, choice); how many there were."""
+        mine = [offer.handle.transfer_id for offer in self._open.values() if offer.key == key]
+        return sum(self.close(transfer_id) for transfer_id in mine)

@@ -1,0 +1,325 @@
+"""The prefill worker: take jobs, compute KV in chunks, publish the first token, offer the blocks, hand over.
+
+`scheduler.py` decides, this file does. It knows the broker, the engine and the transfer; it must not know HTTP or text.
+"""
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from msgspec import structs
+
+from broker.client import Broker, open_broker
+from broker.heartbeat import Heartbeat
+from broker.intake import Claim, Intake
+from broker.status_board import StatusBoard
+from engine.block_space import BlockSpace
+from engine.kv_pool import KVPool
+from engine.loading import LoadedModel, load
+from engine.model_runner import ModelRunner, PrefillChunk
+from engine.sampler import Sampled, choice_seed
+from engine.sequence import Sequence
+from engine.stopping import finish_reason
+from kv_transfer.sender import KVSender
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, Role, TokenEvent, WorkerState
+from prefill_worker.offers import Offers
+from prefill_worker.scheduler import plan_step
+from settings import Settings
+from telemetry import configure_logging, get_logger
+
+log = get_logger()
+ResultT = TypeVar("ResultT")
+
+IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
+TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A claimed job and its sequence. `block_table` is empty until it has started."""
+
+    claim: Claim[PrefillJob]
+    sequence: Sequence
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens whose KV is yet to be computed."""
+        return self.sequence.num_tokens - self.sequence.num_computed_tokens
+
+
+class PrefillWorker:
+    """One loop; `run` is the whole story."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        board: StatusBoard,
+        heartbeat: Heartbeat,
+        runner: ModelRunner,
+        space: BlockSpace,
+        sender: KVSender,
+    ) -> None:
+        self.settings, self.broker, self.board = settings, broker, board
+        self.runner, self.space = runner, space
+        self.offers = Offers(sender, space)
+        self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
+        self.waiting: deque[Running] = deque()  # claimed, no blocks yet; nothing is taken while somebody waits here
+        self.running: list[Running] = []
+        self.cancelled: set[tuple[str, int]] = set()
+        self.blocks_freed = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+    async def run(self) -> None:
+        """Until `stopping` is set; then give back what is unfinished."""
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(self.collect_releases()),
+                tasks.create_task(self.watch_offers()),
+                tasks.create_task(self.follow_cancels()),
+            ]
+            while not self.stopping.is_set():
+                await self.admit()
+                await self.drop_cancelled()
+                await self.step()
+            await self.drain()
+            for task in background:
+                task.cancel()
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    async def admit(self) -> None:
+        """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
+        is_idle = not self.running
+        if not self.waiting and self.tokens_at_hand < self.settings.prefill.token_budget and self.may_offer_more:
+            claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0)
+            for claim in claims:
+                if self.intake.is_poison(claim):
+                    await self.intake.fail(claim, f"{claim.attempt} workers failed while working on this request")
+                elif claim.taken.request.kind == "score":
+                    await self.score(claim)
+                else:
+                    self.waiting.append(Running(claim, self.sequence_of(claim)))
+        while self.waiting and len(self.running) < self.settings.prefill.max_running and self.start(self.waiting[0]):
+            self.running.append(self.waiting.popleft())
+        if self.waiting and not self.running:
+            # Every block is offered: nothing to compute until a decode worker pulls.
+            await self.wait_for_blocks()
+        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+
+    async def step(self) -> None:
+        """Compute one batch of chunks; publish and hand over the sequences that it completes."""
+        plan = plan_step([one.remaining_tokens for one in self.running], self.settings.prefill.token_budget)
+        if not plan:
+            return
+        chunks = [PrefillChunk(self.running[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
+        sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
+        done = [
+            (self.running[chunk.position], token)
+            for chunk, token in zip(plan, sampled, strict=True)
+            if token is not None
+        ]
+        finished = {id(one) for one, _ in done}
+        self.running = [one for one in self.running if id(one) not in finished]
+        await self.publish(done)
+
+    async def publish(self, done: list[tuple[Running, Sampled]]) -> None:
+        """First tokens out at once; then the KV is offered and the sequence goes to decode."""
+        if not done:
+            return
+        events = [self.event_of(one, token) for one, token in done]
+        appends = [
+            one.claim.next_event(event, one.sequence.num_output_tokens)
+            for (one, _), event in zip(done, events, strict=True)
+        ]
+        accepted = await self.broker.requests.append(appends)
+        for (one, token), event, ok in zip(done, events, accepted, strict=True):
+            if not token.error:  # what gave no finite logits is not to be reused
+                self.space.remember(one.sequence.token_ids, one.sequence.block_table)
+            if not ok:
+                self.free(one)
+                await self.intake.lost(one.claim)
+            elif event.finish_reason is not None:
+                self.free(one)
+                await self.intake.done(one.claim)
+            else:
+                await self.offer(one)
+
+    async def offer(self, one: Running) -> None:
+        """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
+        job = one.claim.job
+        offer = self.offers.open(
+            job.request_id, job.choice, job.hop + 1, one.sequence.block_table, one.sequence.num_computed_tokens
+        )
+        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, one.claim.attempt)
+        if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
+            self.offers.close(offer.handle.transfer_id)
+            self.blocks_freed.set()
+
+    async def score(self, claim: Claim[PrefillJob]) -> None:
+        """A reward model's answer: one number, no tokens, no decode."""
+        one = Running(claim, self.sequence_of(claim))
+        while not self.start(one):
+            await self.wait_for_blocks()
+        score = await self.on_compute_thread(lambda: self.runner.score(one.sequence))
+        self.free(one)
+        event = TokenEvent(finish_reason=FinishReason.STOP, score=score)
+        (accepted,) = await self.broker.requests.append([claim.next_event(event, 0)])
+        await (self.intake.done(claim) if accepted else self.intake.lost(claim))
+
+    # -- sequences and blocks ------------------------------------------------------------------------------------
+
+    @property
+    def tokens_at_hand(self) -> int:
+        """Tokens to compute that are claimed already."""
+        return sum(one.remaining_tokens for one in (*self.running, *self.waiting))
+
+    @property
+    def may_offer_more(self) -> bool:
+        """Whether every sequence that would be taken can be offered."""
+        return len(self.offers) + len(self.running) + TAKE_COUNT <= self.settings.kv_transfer.max_offers
+
+    def sequence_of(self, claim: Claim[PrefillJob]) -> Sequence:
+        """Prompt + published tokens: a continuation is nothing special."""
+        request, choice = claim.taken.request, claim.taken.choice
+        published = [event.token_id for event in claim.taken.events if event.token_id is not None]
+        return Sequence(
+            sequence_id=f"{request.request_id}:{choice}",
+            token_ids=[*request.prompt_token_ids, *published],
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
+        )
+
+    def start(self, one: Running) -> bool:
+        """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
+        cached = self.space.match(one.sequence.token_ids)
+        missing = one.sequence.num_blocks(self.settings.kv.block_size) - len(cached)
+        if not self.space.can_allocate(missing):
+            self.space.free(cached)
+            return False
+        one.sequence.block_table = [*cached, *self.space.allocate(missing)]
+        one.sequence.num_computed_tokens = len(cached) * self.settings.kv.block_size
+        return True
+
+    def free(self, one: Running) -> None:
+        """Give the sequence's blocks back."""
+        self.space.free(one.sequence.block_table)
+        one.sequence.block_table = []
+        self.blocks_freed.set()
+
+    def event_of(self, one: Running, token: Sampled) -> TokenEvent:
+        """The token as the stream carries it; terminal when it ends the sequence."""
+        if token.error:
+            return TokenEvent(finish_reason=FinishReason.ERROR, error=token.error, error_status=500)
+        reason = finish_reason(one.sequence, token.token_id, self.runner.eos_token_ids)
+        return TokenEvent(token.token_id, token.logprob, reason)
+
+    async def wait_for_blocks(self) -> None:
+        """Until a block was freed, or long enough to show that the loop is alive."""
+        self.blocks_freed.clear()
+        try:
+            await asyncio.wait_for(self.blocks_freed.wait(), IDLE_BLOCK_MS / 1000)
+        except TimeoutError:
+            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+
+    async def on_compute_thread(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run `work` on the one thread that computes, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self.compute_thread, work)
+
+    # -- what others tell us -------------------------------------------------------------------------------------
+
+    async def collect_releases(self) -> None:
+        """Decode workers say what they have pulled."""
+        inbox = self.broker.inbox(self.board.worker_id)
+        while True:
+            for release in await inbox.receive(block_ms=1000):
+                if self.offers.close(release.transfer_id):
+                    self.blocks_freed.set()
+
+    async def watch_offers(self) -> None:
+        """Close offers whose sequence went on without them: a release can be lost, an owner can die."""
+        while True:
+            await asyncio.sleep(self.settings.kv_transfer.release_check_s)
+            offers = list(self.offers)
+            states = await self.broker.requests.states([offer.key for offer in offers])
+            for offer, state in zip(offers, states, strict=True):
+                if (state.finished or state.hop > offer.hop) and self.offers.close(offer.handle.transfer_id):
+                    self.blocks_freed.set()
+
+    async def follow_cancels(self) -> None:
+        """A finished sequence's offer is closed at once; its computation at the next step."""
+        async for key in self.broker.cancels.listen():
+            if self.offers.close_all_of(key):
+                self.blocks_freed.set()
+            if any(one.claim.key == key for one in (*self.running, *self.waiting)):
+                self.cancelled.add(key)
+
+    async def drop_cancelled(self) -> None:
+        """Stop computing for sequences that have ended."""
+        if not self.cancelled:
+            return
+        keys, self.cancelled = self.cancelled, set()
+        for one in [one for one in (*self.running, *self.waiting) if one.claim.key in keys]:
+            self.free(one)
+            (self.running if one in self.running else self.waiting).remove(one)
+            await self.intake.lost(one.claim)
+
+    async def drain(self) -> None:
+        """Hand unfinished jobs back to the queue, then wait for open offers to be pulled."""
+        self.board.state = WorkerState.DRAINING
+        for one in (*self.running, *self.waiting):
+            job = one.claim.job
+            again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt)
+            await self.intake.hand_over(one.claim, again, Phase.PREFILL_QUEUED)
+            self.free(one)
+        deadline = asyncio.get_running_loop().time() + self.settings.queue.drain_s
+        while len(self.offers) and asyncio.get_running_loop().time() < deadline:
+            await self.wait_for_blocks()
+
+
+def main(settings: Settings) -> int:
+    """Run a prefill worker until SIGTERM; the process's exit code. Raises StartupError."""
+    board = StatusBoard(Role.PREFILL)
+    configure_logging(settings.log, worker_id=board.worker_id)
+    asyncio.run(_serve(settings, board))
+    return 0
+
+
+async def _serve(settings: Settings, board: StatusBoard) -> None:
+    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
+        heartbeat.start()
+        try:
+            loaded = await asyncio.to_thread(load, settings, settings.prefill.num_threads, board.say)
+            await _work(settings, board, broker, heartbeat, loaded)
+        finally:
+            heartbeat.stop()
+
+
+async def _work(
+    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+) -> None:
+    layout, num_blocks = loaded.layout, loaded.num_blocks
+    sender = KVSender.create(
+        board.worker_id,
+        num_blocks,
+        layout.block_bytes,
+        layout.hash(loaded.model.model_hash),
+        settings.kv_transfer.max_offers,
+    )
+    try:
+        runner = ModelRunner(loaded.model, KVPool.over(layout, sender.buffer))
+        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
+        log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
+        await worker.run()
+    finally:
+        sender.close()

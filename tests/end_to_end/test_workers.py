@@ -1,0 +1,330 @@
+"""Prefill and decode workers together, with a scripted model: every hand-over, every way it can go wrong."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from messages import FinishReason, KVHandle, KVTransferFailed, TokenEvent
+from settings import QueueSettings, RedisSettings
+from tests.conftest import OpenTestBroker
+from tests.scripted_cluster import ScriptedCluster, expected_output, scripted_cluster, tokens_of
+
+QUEUE = QueueSettings(lease_s=0.4, heartbeat_s=0.1, drain_s=2.0)
+PROMPT = list(range(1000, 1040))  # 2.5 blocks
+
+Scenario = Callable[[ScriptedCluster], Awaitable[None]]
+Play = Callable[[Scenario], None]
+
+
+@pytest.fixture
+def play(open_test_broker: OpenTestBroker, redis_settings: RedisSettings) -> Play:
+    """Run a scenario on a fresh cluster without workers."""
+
+    @asynccontextmanager
+    async def cluster() -> AsyncIterator[ScriptedCluster]:
+        async with open_test_broker(queue=QUEUE) as broker, scripted_cluster(broker, redis_settings, QUEUE) as running:
+            yield running
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            async with cluster() as running:
+                await scenario(running)
+
+        asyncio.run(main())
+
+    return run
+
+
+class Gate:
+    """Stops a runner before a step, until opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, sequences: object) -> None:
+        self.reached.set()
+        assert self.opened.wait(20)
+
+
+def test_a_request_is_prefilled_handed_over_and_decoded(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        prefill, decode = cluster.start_prefill(), cluster.start_decode()
+        events = await cluster.ended(await cluster.send(PROMPT, 30))
+        assert tokens_of(events) == expected_output(PROMPT, 30)
+        assert events[-1].finish_reason == FinishReason.LENGTH
+        assert (prefill.runner.num_computed, decode.runner.num_computed) == (40, 29)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_many_requests_share_a_prefix_and_several_workers(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        for _ in range(2):
+            cluster.start_prefill()
+            cluster.start_decode(max_running=4)
+        prompts = [PROMPT + [number] * (1 + 5 * number) for number in range(20)]
+        request_ids = [await cluster.send(prompt, 5 + number) for number, prompt in enumerate(prompts)]
+        for number, (request_id, prompt) in enumerate(zip(request_ids, prompts, strict=True)):
+            assert tokens_of(await cluster.ended(request_id)) == expected_output(prompt, 5 + number)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_one_new_token_needs_no_decode_worker(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        assert tokens_of(await cluster.ended(await cluster.send(PROMPT, 1))) == expected_output(PROMPT, 1)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_the_first_token_does_not_wait_for_the_transfer(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()  # and no decode worker
+        request_id = await cluster.send(PROMPT, 10)
+        give_up = asyncio.get_running_loop().time() + 5
+        while not (events := await cluster.events(request_id)):
+            assert asyncio.get_running_loop().time() < give_up
+            await asyncio.sleep(0.01)
+        assert tokens_of(events) == expected_output(PROMPT, 1)
+
+    play(scenario)
+
+
+def test_choices_are_sequences_of_their_own(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        cluster.start_decode()
+        request_id = await cluster.send(PROMPT, 8, n=3)
+        for choice in range(3):
+            assert tokens_of(await cluster.ended(request_id, choice)) == expected_output(PROMPT, 8)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_reward_models_score_is_one_terminal_event(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        (event,) = await cluster.ended(await cluster.send(PROMPT, 1, kind="score"))
+        assert event == TokenEvent(finish_reason=FinishReason.STOP, score=40.0)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_preemption_recomputes_and_changes_nothing(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        decode = cluster.start_decode(num_blocks=10)  # 4 sequences of up to 6 blocks
+        prompts = [[number * 100 + place for place in range(30)] for number in range(4)]
+        request_ids = [await cluster.send(prompt, 60) for prompt in prompts]
+        for request_id, prompt in zip(request_ids, prompts, strict=True):
+            assert tokens_of(await cluster.ended(request_id)) == expected_output(prompt, 60)
+        assert decode.runner.num_computed < 4 * 59  # some were computed by prefill, after a preemption
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_failed_pull_sends_the_request_back_to_prefill(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        decode = cluster.start_decode()
+        assert decode.receiver is not None
+        real_pull, failures = decode.receiver.pull, iter([1, 2])
+
+        def pull(handle: KVHandle, *where: object) -> None:
+            if next(failures, None):
+                raise KVTransferFailed("injected")
+            real_pull(handle, *where)  # type: ignore[arg-type]
+
+        decode.receiver.pull = pull  # type: ignore[method-assign]
+        events = await cluster.ended(await cluster.send(PROMPT, 12))
+        assert tokens_of(events) == expected_output(PROMPT, 12)
+        assert decode.runner.num_computed == 9  # two more tokens than usual came from prefill
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_lost_release_leaks_no_block(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        decode = cluster.start_decode()
+
+        async def lose(job: object) -> None:
+            pass
+
+        decode.worker.release = lose  # type: ignore[union-attr, method-assign, assignment]
+        await cluster.ended(await cluster.send(PROMPT, 12))
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_dead_decode_worker_is_replaced_in_the_middle(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        first = cluster.start_decode()
+        gate = Gate()
+        first.runner.before_step = lambda sequences: gate(sequences) if first.runner.num_computed == 6 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "the first worker is in its seventh step")
+        first.die()
+        second = cluster.start_decode()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 20)
+        assert second.runner.num_computed == 12  # 1 + 6 were published before, 1 came from prefill
+        gate.opened.set()
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_worker_that_wakes_up_late_is_fenced(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        sleeper = cluster.start_decode()
+        gate = Gate()
+        sleeper.runner.before_step = lambda sequences: gate(sequences) if sleeper.runner.num_computed == 6 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "the sleeper is in its seventh step")
+        sleeper.heartbeat._stopping = True  # as under SIGSTOP: neither a beat nor a step
+        cluster.start_decode()
+        events = await cluster.ended(request_id)
+        gate.opened.set()  # it wakes up, and tries to publish
+        await cluster.until(lambda: not sleeper.worker.running, "the sleeper has dropped the sequence")
+        assert tokens_of(events) == expected_output(PROMPT, 20)
+        assert await cluster.events(request_id) == events
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_dead_prefill_worker_is_replaced(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        first = cluster.start_prefill(token_budget=16)
+        gate = Gate()
+        first.runner.before_step = lambda sequences: gate(sequences) if first.runner.num_computed == 32 else None
+        request_id = await cluster.send(PROMPT, 10)
+        await cluster.until(gate.reached.is_set, "the first worker is in its third chunk")
+        first.die()
+        cluster.start_prefill()
+        cluster.start_decode()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 10)
+        gate.opened.set()
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_an_offer_whose_owner_is_gone_is_recomputed(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        first = cluster.start_prefill()
+        request_id = await cluster.send(PROMPT, 10)
+        await cluster.until(lambda: len(first.worker.offers) == 1, "the KV is offered")  # type: ignore[union-attr]
+        first.close()
+        cluster.start_prefill()
+        cluster.start_decode()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 10)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("phase", ["queued", "prefilling", "offered", "decoding"])
+def test_a_cancel_frees_everything_in_every_phase(play: Play, phase: str) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        gate = Gate()
+        if phase != "queued":
+            prefill = cluster.start_prefill(token_budget=16)
+            if phase == "prefilling":
+                prefill.runner.before_step = gate
+        if phase == "decoding":
+            cluster.start_decode().runner.before_step = gate
+        request_id = await cluster.send(PROMPT, 10)
+        if phase in ("prefilling", "decoding"):
+            await cluster.until(gate.reached.is_set, f"the request is {phase}")
+        elif phase == "offered":
+            await cluster.until(lambda: len(prefill.worker.offers) == 1, "the KV is offered")  # type: ignore[union-attr]
+        assert await cluster.broker.requests.finish(request_id, 0, TokenEvent(finish_reason=FinishReason.ABORT))
+        gate.opened.set()
+        if phase == "queued":
+            cluster.start_prefill()
+        if phase != "decoding":
+            cluster.start_decode()
+        events = await cluster.ended(request_id)
+        assert events[-1].finish_reason == FinishReason.ABORT
+        await cluster.until_clean()
+        assert await cluster.events(request_id) == events
+
+    play(scenario)
+
+
+def test_a_poisonous_request_ends_in_an_error_and_the_others_go_on(play: Play) -> None:
+    class Poisoned(Exception):
+        pass
+
+    async def scenario(cluster: ScriptedCluster) -> None:
+        def die_of_it(sequences: object) -> None:
+            if any(sequence.token_ids[0] == 666 for sequence in sequences):  # type: ignore[attr-defined]
+                raise Poisoned
+
+        poison = await cluster.send([666] * 20, 5)
+        for _ in range(QUEUE.max_deliveries):
+            victim = cluster.start_prefill()
+            victim.runner.before_step = die_of_it
+            await asyncio.wait([victim.task], timeout=10)
+            assert victim.task.done(), "the poison kills whoever computes it"
+            cluster.members.remove(victim)
+            victim.close()
+        survivor = cluster.start_prefill()
+        survivor.runner.before_step = die_of_it
+        cluster.start_decode()
+        events = await cluster.ended(poison)
+        assert (events[-1].finish_reason, events[-1].error_status) == (FinishReason.ERROR, 500)
+        assert "3 workers failed" in events[-1].error
+        assert tokens_of(await cluster.ended(await cluster.send(PROMPT, 10))) == expected_output(PROMPT, 10)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_drained_decode_worker_hands_its_sequences_on(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        prefill, first = cluster.start_prefill(), cluster.start_decode()
+        request_id = await cluster.send(PROMPT, 400)
+        await cluster.until(lambda: first.runner.num_computed > 5, "it is being decoded")
+        await first.stop()
+        cluster.start_decode()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 400)
+        await cluster.until_clean()
+        await prefill.stop()
+
+    play(scenario)
+
+
+def test_a_drained_prefill_worker_hands_its_jobs_back(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        first = cluster.start_prefill(token_budget=16)
+        gate = Gate()
+        first.runner.before_step = lambda sequences: gate(sequences) if first.runner.num_computed == 16 else None
+        request_id = await cluster.send(PROMPT, 10)
+        await cluster.until(gate.reached.is_set, "its second chunk")
+        stopped = asyncio.create_task(first.stop())
+        await cluster.until(first.worker.stopping.is_set, "it is stopping")
+        gate.opened.set()
+        await stopped
+        assert await cluster.broker.prefill_queue.depth() == 1
+        cluster.start_prefill()
+        cluster.start_decode()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 10)
+        await cluster.until_clean()
+
+    play(scenario)
