@@ -264,5 +264,5 @@ def decode(data: bytes, kind: type[MessageT]) -> MessageT:
         raise WireError(f"{kind.__name__}: wire version {data[:1]!r}, this process speaks {WIRE_VERSION}")
     try:
         return msgspec.msgpack.decode(data[1:], type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"{kind.__name__}: {error}") from None

@@ -31,7 +31,7 @@ class Heartbeat:
         worker_id: str,
         role: Role,
         read_status: Callable[[], WorkerStatus],
-        on_tick: Sequence[Callable[[], None]] = (),
+        on_tick: Sequence[Callable[[], object]] = (),
     ) -> None:
         """`read_status` and `on_tick` are called on the thread, once per beat; they must be quick and not raise."""
         self.on_tick = list(on_tick)

@@ -28,6 +28,8 @@ from engine.sampler import Sampled, choice_seed
 from engine.sequence import Sequence
 from engine.stopping import finish_reason
 from kv_transfer.receiver import KVReceiver
+from kv_transfer.segment import sweep_segments
+from kv_transfer.self_test import self_test
 from messages import (
     DecodeJob,
     FinishReason,
@@ -325,8 +327,11 @@ async def _work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
+    self_test()
     pool = KVPool.allocate(layout, num_blocks, model.device)
     receiver = KVReceiver(layout.hash(model.model_hash), layout.block_bytes)
+    # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
+    heartbeat.on_tick += [sweep_segments, receiver.prune]
     try:
         runner = ModelRunner(model, pool)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)

@@ -24,6 +24,8 @@ from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled, choice_seed
 from engine.sequence import Sequence
 from engine.stopping import finish_reason
+from kv_transfer.segment import sweep_segments
+from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Role, TokenEvent, WorkerState
 from prefill_worker.offers import Offers
@@ -305,6 +307,8 @@ async def _work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     layout, num_blocks = loaded.layout, loaded.num_blocks
+    self_test()
+    heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
     sender = KVSender.create(
         board.worker_id,
         num_blocks,

@@ -1,0 +1,66 @@
+"""The seam between the transfer's logic and the memory it runs on.
+
+Sender and receiver decide (offers, generations, checks); a driver does, in a few calls that are thin enough to be
+trusted without a test of their own. Whatever the driver, a pool begins with a head (pool_export.py) in a host segment:
+both sides read the generations there without touching a device, and the flock on it says whether the owner lives.
+Under shared memory (shared_memory.py) the blocks follow the head in that very segment. A CUDA driver keeps
+the segment for the head alone, allocates the blocks with one cuMemAlloc, and puts the device's UUID and
+the 64-byte IPC handle into the head's `memory handle` field.
+
+This file knows no transport, no handle and no block table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kv_transfer.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRun:
+    """One contiguous copy; offsets count from the first block of either side."""
+
+    source_byte: int
+    target_byte: int
+    num_bytes: int
+
+
+class Driver(Protocol):
+    """What a transport needs of memory. Pools are known by the segment of their head."""
+
+    @property
+    def kind(self) -> str:
+        """The transport's name in settings, logs and metrics."""
+
+    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int) -> Segment:
+        """Memory for a pool, reserved and zeroed. Raises DeviceError when there is not enough."""
+
+    def free(self, pool: Segment) -> None:
+        """The owner gives the pool up: its name is gone, mappings of others stay valid. Harmless when repeated."""
+
+    def export_mem(self, pool: Segment) -> str:
+        """The name by which another process imports the pool."""
+
+    def import_mem(self, name: str) -> Segment:
+        """Somebody's pool, read-only. `name` is not trusted. Raises KVTransferFailed."""
+
+    def close_mem(self, pool: Segment) -> None:
+        """The importer lets go. Harmless when repeated."""
+
+    def data_bytes(self, pool: Segment, head_bytes: int) -> int:
+        """How many bytes of blocks are there now; what the head says must not exceed it."""
+
+    def is_owner_alive(self, pool: Segment) -> bool:
+        """Whether the process that allocated the pool still holds it."""
+
+    def tensor(self, pool: Segment, head_bytes: int) -> torch.Tensor:
+        """The owner's blocks: uint8 [data_bytes], writable, page-aligned."""
+
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+        """Copy `runs` of the pool's blocks into `into` (uint8, 1-D) and return when they are there; the GIL is free."""
+
+    def sweep(self) -> list[str]:
+        """Remove what dead owners left behind; the names."""

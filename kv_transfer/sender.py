@@ -1,0 +1,130 @@
+"""The owner's end of the KV transfer: an exported pool, and which of its blocks are on offer.
+
+A sender knows offers and slots. It does not know who pulls, when the blocks are free again (the caller withdraws, then
+frees), what is in a block, or how memory is shared (driver.py).
+"""
+
+import secrets
+import threading
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+
+from kv_transfer.driver import Driver
+from kv_transfer.pool_export import PoolHead, PoolShape, layout_digest, offer_digest
+from kv_transfer.segment import Segment
+from kv_transfer.shared_memory import ShmDriver
+from messages import KVHandle, KVTransferFailed
+
+
+class KVSender:
+    """Owns one exported pool. Safe to call from several threads. Use as a context manager, or `close()`."""
+
+    def __init__(self, driver: Driver, worker_id: str, layout_hash: str, pool: Segment, head: PoolHead) -> None:
+        self.worker_id = worker_id
+        self.buffer = driver.tensor(pool, head.shape.head_bytes)  # uint8 [num_blocks * block_bytes]
+        self.pool = driver.export_mem(pool)  # the pool's name
+        self._driver = driver
+        self._layout_hash = layout_hash
+        self._segment = pool
+        self._head = head
+        self._lock = threading.Lock()
+        self._slots: dict[str, int] = {}  # open offers: transfer id -> slot
+        # First in, first out: a slot rests as long as possible before its next offer.
+        self._free_slots = deque(range(head.shape.num_slots))
+        self._is_closed = False
+
+    @classmethod
+    def create(
+        cls,
+        worker_id: str,
+        num_blocks: int,
+        block_bytes: int,
+        layout_hash: str,
+        max_offers: int,
+        driver: Driver | None = None,
+    ) -> "KVSender":
+        """Allocate and export a pool of `num_blocks` blocks. Raises DeviceError when the memory is not there."""
+        if min(num_blocks, block_bytes, max_offers) < 1:
+            raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes with {max_offers} offers")
+        driver = driver or ShmDriver()
+        # Never 0: a handle of zeros must not fit.
+        epoch = secrets.randbelow(2**63 - 1) + 1
+        shape = PoolShape(epoch, block_bytes, num_blocks, max_offers, layout_digest(layout_hash))
+        pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes)
+        return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape))
+
+    @property
+    def num_offers(self) -> int:
+        """Open offers."""
+        return len(self._slots)
+
+    @property
+    def num_free_offers(self) -> int:
+        """Offers that can still be made."""
+        return len(self._free_slots)
+
+    def offer(self, transfer_id: str, block_ids: Sequence[int], num_tokens: int) -> KVHandle:
+        """Offer filled blocks; they must not change until the offer is withdrawn.
+
+        Raises KVTransferFailed when every slot is taken or the sender is closed, ValueError for ids that are no blocks
+        of this pool or a transfer id that is on offer already.
+        """
+        shape = self._head.shape
+        if not block_ids or not all(0 <= block_id < shape.num_blocks for block_id in block_ids):
+            raise ValueError(
+                f"offer {transfer_id}: not all of its {len(block_ids)} blocks are in 0..{shape.num_blocks - 1}"
+            )
+        with self._lock:
+            if self._is_closed:
+                raise KVTransferFailed(f"offer {transfer_id}: the pool is closed")
+            if transfer_id in self._slots:
+                raise ValueError(f"transfer {transfer_id} is on offer already")
+            if not self._free_slots:
+                raise KVTransferFailed(f"offer {transfer_id}: all {shape.num_slots} offers are open")
+            slot = self._free_slots.popleft()
+            self._slots[transfer_id] = slot
+            digest = offer_digest(self.worker_id, transfer_id, num_tokens, block_ids)
+            generation = self._head.open_slot(slot, digest)
+        return KVHandle(
+            transfer_id=transfer_id,
+            worker_id=self.worker_id,
+            pool=self.pool,
+            pool_epoch=shape.epoch,
+            slot=slot,
+            generation=generation,
+            layout_hash=self._layout_hash,
+            num_tokens=num_tokens,
+            block_ids=list(block_ids),
+        )
+
+    def withdraw(self, transfer_id: str) -> bool:
+        """End an offer; when this returns its blocks may be reused, and a pull of them that still runs will fail.
+
+        Whether there was such an offer; withdrawing twice is harmless.
+        """
+        with self._lock:
+            slot = self._slots.pop(transfer_id, None)
+            if slot is None:
+                return False
+            self._head.close_slot(slot)
+            self._free_slots.append(slot)
+            return True
+
+    def close(self) -> None:
+        """Withdraw every offer and remove the pool's name. `buffer` stays usable for as long as somebody holds it."""
+        with self._lock:
+            self._is_closed = True
+            try:
+                while self._slots:
+                    self._head.close_slot(self._slots.popitem()[1])
+            finally:
+                self._driver.free(self._segment)
+
+    def __enter__(self) -> "KVSender":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

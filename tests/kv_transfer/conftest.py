@@ -1,0 +1,112 @@
+"""A directory of its own on /dev/shm for each test, and owners in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from kv_transfer.shared_memory import ShmDriver
+from messages import KVHandle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shm_directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="test-pdq-", dir="/dev/shm"))
+    yield directory
+    left = sorted(path.name for path in directory.iterdir())
+    shutil.rmtree(directory)
+    assert left == [], "the test left segments behind"
+
+
+@pytest.fixture
+def driver(shm_directory: Path) -> ShmDriver:
+    return ShmDriver(shm_directory)
+
+
+class OwnerProcess:
+    """The process of owner_process.py."""
+
+    def __init__(
+        self, directory: Path | None, worker_id: str, shape: tuple[int, int], layout_hash: str, max_offers: int
+    ) -> None:
+        num_blocks, block_bytes = shape
+        seed = 11
+        generator = torch.Generator().manual_seed(seed)
+        self.contents = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        setup = [str(directory or ""), worker_id, num_blocks, block_bytes, layout_hash, max_offers, seed]
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("owner_process.py")), json.dumps(setup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        self.pool: str = self._answer()["pool"]
+
+    def offer(self, transfer_id: str, block_ids: list[int], num_tokens: int) -> KVHandle:
+        return msgspec.convert(self._ask("offer", transfer_id, block_ids, num_tokens), KVHandle)
+
+    def withdraw(self, transfer_id: str) -> bool:
+        return bool(self._ask("withdraw", transfer_id))
+
+    def overwrite(self, value: int) -> None:
+        self._ask("overwrite", value)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._end()
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.process.stdin.close()
+        self._end()
+
+    def _end(self) -> None:
+        self.process.wait(timeout=30)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _ask(self, *command: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the owner process died"
+        return json.loads(line)
+
+
+@pytest.fixture
+def start_owner(shm_directory: Path) -> Iterator[Callable[..., OwnerProcess]]:
+    owners: list[OwnerProcess] = []
+
+    def start(
+        worker_id: str = "prefill-1",
+        shape: tuple[int, int] = (64, 5003),
+        layout_hash: str = "layout",
+        max_offers: int = 8,
+        directory: Path | None = shm_directory,
+    ) -> OwnerProcess:
+        owners.append(OwnerProcess(directory, worker_id, shape, layout_hash, max_offers))
+        return owners[-1]
+
+    yield start
+    for owner in owners:
+        owner.end()
