@@ -1,0 +1,87 @@
+"""How a failure becomes an HTTP answer: `{"message": "..."}` with LightLLM's status codes.
+
+Knows the error tree of messages.py and HTTP; knows no route. Every client error is a 417, never a 422.
+"""
+
+from collections.abc import Mapping
+
+import orjson
+from redis.exceptions import RedisError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from messages import FinishReason, RequestError, TokenEvent, WorkerFailed
+from telemetry import get_logger
+
+log = get_logger()
+
+RETRY_AFTER_S = 1
+BROKER_LOST = "Server is busy, its queue can not be reached (Status code: 503)"
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is longer than settings.api.max_body_bytes."""
+
+    status = 413
+
+
+class WrongModel(RequestError):
+    """The route does not fit the kind of model that is served."""
+
+    status = 417
+
+
+def failure(event: TokenEvent) -> RequestError:
+    """The error that a terminal event with `finish_reason` error stands for."""
+    error = WorkerFailed(event.error or "the request failed on the server")
+    if 400 <= event.error_status <= 599:
+        error.status = event.error_status
+    return error
+
+
+def message_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """`{"message": message}`; a 503 tells when to come again."""
+    extra = dict(headers or {})
+    if status == 503:
+        extra["Retry-After"] = str(RETRY_AFTER_S)
+    return Response(orjson.dumps({"message": message}), status, extra, "application/json")
+
+
+def error_response(error: RequestError, prefix: str = "") -> Response:
+    """The answer to a request that ended in `error`."""
+    return message_response(error.status, f"{prefix}{error}")
+
+
+def stream_failure(error: RequestError | RedisError) -> RequestError:
+    """What a client is told of `error`; Redis' own words stay in the log."""
+    return error if isinstance(error, RequestError) else _broker_lost(error)
+
+
+def _broker_lost(error: RedisError) -> RequestError:
+    log.error("broker_unreachable", reason=type(error).__name__)
+    lost = WorkerFailed(BROKER_LOST)
+    lost.status = 503
+    return lost
+
+
+async def on_request_error(_: Request, error: Exception) -> Response:
+    """FastAPI's handler for RequestError."""
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def on_redis_error(_: Request, error: Exception) -> Response:
+    """FastAPI's handler for a Redis that is away for longer than the client's retries."""
+    assert isinstance(error, RedisError)
+    return error_response(_broker_lost(error))
+
+
+async def on_defect(request: Request, _: Exception) -> Response:
+    """FastAPI's handler for anything else. The server logs the traceback; the client gets no detail."""
+    headers = {"X-Request-Id": str(request.scope.get("pdq.request_id", ""))}
+    return message_response(500, "Internal Server Error", headers)
+
+
+def aborted() -> TokenEvent:
+    """The terminal event of a sequence nobody waits for any more."""
+    return TokenEvent(finish_reason=FinishReason.ABORT)

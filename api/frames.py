@@ -1,0 +1,107 @@
+"""Response bodies and SSE frames of LightLLM's routes, field by field.
+
+Pure: what was generated -> bytes. A frame is `data:` and JSON and two newlines; no blank, no [DONE], no comments,
+since LightLLM's own clients count lines.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from messages import FinishReason
+
+LEAST_LOGPROB = -9999.0  # JSON has no -inf
+
+
+@dataclass(frozen=True, slots=True)
+class OutputToken:
+    """One token event as a client sees it. `token_id` is None when a sequence ends without a further token."""
+
+    token_id: int | None
+    text: str
+    logprob: float
+    special: bool
+    count: int  # token events so far, this one included
+    finish_reason: FinishReason | None
+
+
+def stream_frame(token: OutputToken, prompt_tokens: int) -> bytes:
+    """The event of one token."""
+    return _frame(
+        {
+            "token": {
+                "id": token.token_id,
+                "text": token.text,
+                "logprob": max(token.logprob, LEAST_LOGPROB),
+                "special": token.special,
+                "count_output_tokens": token.count,
+                "prompt_tokens": prompt_tokens,
+            },
+            "generated_text": None,
+            "finished": token.finish_reason is not None,
+            "finish_reason": token.finish_reason,
+            "details": None,
+        }
+    )
+
+
+def error_frame(message: str) -> bytes:
+    """The last event of a stream that failed after its headers went out."""
+    return _frame(
+        {"error": {"message": message, "type": "server_error", "param": None, "code": "stream_error"}},
+    )
+
+
+def generate_body(choices: Sequence[Sequence[OutputToken]], prompt_tokens: int, with_tokens: bool) -> bytes:
+    """The answer of /generate. With one choice all but generated_text are scalars."""
+    body: dict[str, object] = {
+        "generated_text": ["".join(token.text for token in tokens) for tokens in choices],
+        "count_output_tokens": _scalar_or_list([tokens[-1].count for tokens in choices]),
+        "finish_reason": _scalar_or_list([tokens[-1].finish_reason for tokens in choices]),
+        "prompt_tokens": prompt_tokens,
+    }
+    if with_tokens:
+        body["tokens"] = _scalar_or_list([_details(tokens, prompt_tokens) for tokens in choices])
+    return orjson.dumps(body)
+
+
+def score_body(score: float, prompt_tokens: int) -> bytes:
+    """The answer of /get_score."""
+    return orjson.dumps({"score": score, "prompt_tokens": prompt_tokens, "finish_reason": FinishReason.STOP})
+
+
+def tokens_body(num_tokens: int) -> bytes:
+    """The answer of /tokens."""
+    return orjson.dumps({"ntokens": num_tokens})
+
+
+def _details(tokens: Sequence[OutputToken], prompt_tokens: int) -> list[dict[str, object]]:
+    details: list[dict[str, object]] = []
+    logprob_sum = 0.0
+    for token in tokens:
+        if token.token_id is None:
+            continue
+        logprob = max(token.logprob, LEAST_LOGPROB)
+        logprob_sum += logprob
+        details.append(
+            {
+                "id": token.token_id,
+                "logprob": logprob,
+                "cumlogprob": logprob_sum / token.count,  # LightLLM's: the running mean
+                "special": token.special,
+                "count_output_tokens": token.count,
+                "mtp_accepted_token_num": 0,
+                "prompt_tokens": prompt_tokens,
+                "text": token.text,
+            }
+        )
+    return details
+
+
+def _scalar_or_list(values: Sequence[object]) -> object:
+    return values[0] if len(values) == 1 else values
+
+
+def _frame(content: dict[str, object]) -> bytes:
+    return b"data:" + orjson.dumps(content) + b"\n\n"

@@ -1,0 +1,58 @@
+"""The HTTP server around the application.
+
+Knows uvicorn and signals; knows no route. h11 and not httptools, because only h11 bounds the size of a request's head.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import uvicorn
+
+from api.app import create_app
+from api.services import Services, open_services
+from settings import Settings
+from telemetry import get_logger
+
+log = get_logger()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal that was obeyed is not raised again: a graceful end exits with status 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+
+def new_server(services: Services) -> Server:
+    """The server over open `services`, not started."""
+    api = services.settings.api
+    config = uvicorn.Config(
+        create_app(services),
+        host=api.host,
+        port=api.port,
+        http="h11",
+        ws="none",
+        loop="none",
+        lifespan="off",
+        h11_max_incomplete_event_size=api.max_header_bytes,
+        timeout_graceful_shutdown=math.ceil(api.drain_s),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+    )
+    return Server(config)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; open streams then get settings.api.drain_s. Raises StartupError.
+
+    Run it under uvloop (`uvloop.run(serve(settings))`).
+    """
+    async with open_services(settings) as services:
+        log.info("api_started", host=settings.api.host, port=settings.api.port, model=services.facts.name)
+        await new_server(services).serve()
+    log.info("api_stopped")

@@ -1,0 +1,79 @@
+"""What every route works with, opened once per API process.
+
+Knows how the parts of this room and the broker fit together; knows no route.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from api.cancellation import end_tasks
+from api.cluster_view import ClusterView
+from api.model_facts import ModelFacts
+from api.tokenizer import Tokenizer
+from broker.client import Broker, open_broker
+from broker.relay import RelayReader
+from settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts. `api_id` names this process's relay stream."""
+
+    settings: Settings
+    broker: Broker
+    relay: RelayReader
+    view: ClusterView
+    tokenizer: Tokenizer
+    facts: ModelFacts
+    api_id: str
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Services with their background tasks running. Raises StartupError. A task that fails ends the process."""
+    facts = ModelFacts.from_dir(settings.model)
+    tokenizer = Tokenizer.from_dir(facts.path)
+    api_id = f"api-{uuid.uuid4().hex[:12]}"
+    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        relay = RelayReader(broker, api_id)
+        view = ClusterView(broker, settings.api)
+        async with _running(relay.run(), view.watch()):
+            yield Services(settings, broker, relay, view, tokenizer, facts, api_id)
+
+
+@asynccontextmanager
+async def _running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `endless` beside the body. One that fails cancels the body, and its error is raised in place of that."""
+    body = asyncio.current_task()
+    assert body is not None
+
+    def on_done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            body.cancel()
+
+    tasks = [asyncio.create_task(coroutine) for coroutine in endless]
+    for task in tasks:
+        task.add_done_callback(on_done)
+    try:
+        yield
+    finally:
+        failures = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+        for task in tasks:
+            task.remove_done_callback(on_done)
+        await end_tasks(tasks)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that `request` came to."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services

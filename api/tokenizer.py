@@ -1,0 +1,50 @@
+"""Text -> token ids, and the door to the way back.
+
+Knows tokenizer.json through the `tokenizers` library alone: no transformers, no torch.
+"""
+
+import asyncio
+from pathlib import Path
+
+import orjson
+import tokenizers
+
+from api.pieces import Pieces
+from messages import ModelError
+
+OFF_LOOP_CHARS = 4096  # about a millisecond of tokenizing; longer texts go to a thread, where the GIL is released
+
+
+class Tokenizer:
+    """The model's tokenizer."""
+
+    def __init__(self, content: str) -> None:
+        """`content` is that of a tokenizer.json. Raises ModelError for one whose decoder is not known."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library has no type of its own for "this is no tokenizer"
+            raise ModelError(str(error)) from error
+        # A tokenizer.json may carry the truncation and padding of its training.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.pieces = Pieces(self._tokenizer, orjson.loads(content).get("decoder"))
+        self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
+
+    @classmethod
+    def from_dir(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face directory. Raises ModelError."""
+        file = path / "tokenizer.json"
+        try:
+            return cls(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ModelError) as error:
+            raise ModelError(f"{file}: {error}") from None
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The ids of `text`; a long text is tokenized in a thread."""
+        if len(text) <= OFF_LOOP_CHARS:
+            return self._encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return token_ids
