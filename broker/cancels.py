@@ -4,7 +4,7 @@ Only a hint: a message that is missed costs a step, never a wrong token. Knows n
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, TimeoutError
@@ -26,7 +26,7 @@ class Cancels:
         self._redis = blocking_client
         self._channel = keys.cancels()
 
-    async def listen(self) -> AsyncIterator[tuple[str, int]]:
+    async def listen(self) -> AsyncGenerator[tuple[str, int], None]:
         """(request_id, choice) of every choice ended while listening. Never ends; survives Redis outages."""
         while True:
             try:

@@ -1,10 +1,10 @@
 """The broker as one object: connects to Redis, ties the parts together, closes. Knows nothing the parts do."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from broker.cancels import Cancels
+from broker.connection import PROMPT_CLASSES
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.keys import Keys
@@ -112,16 +113,13 @@ def open_sync_redis(settings: RedisSettings, timeout_s: float | None = None) -> 
 
 def display_url(url: str) -> str:
     """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    url = re.sub(r"//([^:/?]*):[^?]*@", r"//\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
 
 def _open_async_redis(settings: RedisSettings, timeout_s: float) -> Redis:
     # Every command of ours may be repeated: scripts recognize a repeat, the others do not mind. So all are retried.
-    return Redis.from_url(
+    client = Redis.from_url(
         settings.url,
         **_connection_options(settings)
         | {
@@ -129,6 +127,9 @@ def _open_async_redis(settings: RedisSettings, timeout_s: float) -> Redis:
             "retry": AsyncRetry(EqualJitterBackoff(cap=_RETRY_CAP_S, base=_RETRY_BASE_S), _NUM_RETRIES),
         },
     )
+    pool = client.connection_pool
+    pool.connection_class = PROMPT_CLASSES[pool.connection_class]
+    return client
 
 
 def _connection_options(settings: RedisSettings) -> dict[str, Any]:

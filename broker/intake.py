@@ -73,7 +73,9 @@ class Intake(Generic[JobT]):
         """Up to `count` jobs, the dead workers' first. Waits at most `block_ms` (0: not at all) for new ones."""
         entries: list[QueueEntry[JobT]] = []
         if time.monotonic() >= self._reclaim_at:
-            entries = await self._queue.reclaim(self._worker_id, count)
+            reclaimed = await self._queue.reclaim(self._worker_id, count)
+            # Our own can be among them, after a beat that came late; they are being worked on.
+            entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry.entry_id)]
             self._reclaim_at = time.monotonic() + self._reclaim_every_s
             for entry in entries:
                 log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)

@@ -1,0 +1,187 @@
+"""The relay reader: every event in order and once, whatever the relay stream loses or repeats."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from broker.client import Broker
+from broker.relay import RelayReader, Subscription
+from messages import FinishReason, TokenEvent, encode
+from settings import RedisSettings, StreamSettings
+from tests.broker.samples import ABORT, API_ID, STOP, begin, eventually, make_append, make_request, num_blocked
+from tests.conftest import OpenTestBroker, RedisServer
+
+QUICK = StreamSettings(recheck_s=0.05)
+SLOW = StreamSettings(recheck_s=1000)  # nothing comes but by the relay, and for gaps
+
+
+@asynccontextmanager
+async def reading(broker: Broker) -> AsyncIterator[RelayReader]:
+    reader = RelayReader(broker, API_ID)
+    task = asyncio.create_task(reader.run())
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def collect(subscription: Subscription) -> list[tuple[int, TokenEvent]]:
+    """Everything up to and with the terminal event."""
+    events: list[tuple[int, TokenEvent]] = []
+    async with asyncio.timeout(20):
+        while not events or events[-1][1].finish_reason is None:
+            events.append(await subscription.get())
+    return events
+
+
+def test_events_come_by_the_relay_alone_and_the_reader_may_be_first(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker(stream=SLOW) as broker, reading(broker) as reader:
+
+            async def is_blocked() -> bool:
+                return await num_blocked(broker) > 0
+
+            await eventually(is_blocked)  # on a key that does not exist
+            subscription = reader.open("request", 0)
+            _, taken = await begin(broker)
+            for index in range(5):
+                await broker.requests.append([make_append(taken, index)])
+            await broker.requests.append([make_append(taken, 5, STOP)])
+            events = await collect(subscription)
+            assert [index for index, _ in events] == list(range(6))
+            assert [event.token_id for _, event in events] == [100, 101, 102, 103, 104, 2]
+            reader.close(subscription)
+            reader.close(subscription)
+            assert reader.num_subscriptions == 0
+
+    asyncio.run(main())
+
+
+def test_many_streams_and_subscriptions_at_once(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker(stream=SLOW) as broker, reading(broker) as reader:
+            num_requests, num_events = 40, 15
+            subscriptions = [reader.open(f"r{i}", 0) for i in range(num_requests)]
+            twin = reader.open("r3", 0)
+            late = reader.open("r4", 0, after=9)
+            taken = [(await begin(broker, f"r{i}"))[1] for i in range(num_requests)]
+            for index in range(num_events):
+                event = STOP if index == num_events - 1 else None
+                await broker.requests.append([make_append(each, index, event) for each in taken])
+            for subscription in [*subscriptions, twin]:
+                assert [index for index, _ in await collect(subscription)] == list(range(num_events))
+            assert [index for index, _ in await collect(late)] == list(range(10, num_events))
+
+    asyncio.run(main())
+
+
+def test_a_gap_is_filled_at_once_and_repeats_are_dropped(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker(stream=SLOW) as broker, reading(broker) as reader:
+            _, taken = await begin(broker)
+            for index in range(4):  # the relay has nothing of these
+                await broker.requests.append([make_append(taken, index, api_id="")])
+            subscription = reader.open("request", 0)
+            await broker.requests.append([make_append(taken, 4)])
+            repeat: dict[Any, Any] = {"request:0:4": encode(TokenEvent(104)), "request:0:0": encode(TokenEvent(100))}
+            await broker.redis.xadd(broker.keys.relay(API_ID), repeat)
+            await broker.requests.append([make_append(taken, 5, STOP)])
+            # recheck_s / 4 is far beyond this test's time limit: only the gap itself can have caused the fill.
+            events = await collect(subscription)
+            assert [event.token_id for _, event in events] == [100, 101, 102, 103, 104, 2]
+            assert subscription.empty()
+
+    asyncio.run(main())
+
+
+def test_a_quiet_stream_is_rechecked(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker(stream=QUICK) as broker, reading(broker) as reader:
+            subscription = reader.open("request", 0)
+            _, taken = await begin(broker)
+            await broker.requests.append([make_append(taken, 0, api_id="")])  # its relay entry got lost
+            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+            await broker.requests.finish("request", 0, ABORT)  # and this one has none
+            assert await collect(subscription) == [(1, ABORT)]
+
+    asyncio.run(main())
+
+
+def test_random_losses_never_show(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        random_source = random.Random(5)
+        async with open_test_broker(stream=QUICK) as broker, reading(broker) as reader:
+            subscriptions = [reader.open(f"r{i}", 0) for i in range(8)]
+            taken = [(await begin(broker, f"r{i}"))[1] for i in range(8)]
+            for index in range(30):
+                event = STOP if index == 29 else None
+                lost = ["" if random_source.random() < 0.4 else API_ID for _ in taken]
+                items = [make_append(t, index, event, api) for t, api in zip(taken, lost, strict=True)]
+                random_source.shuffle(items)
+                await broker.requests.append(items)
+                if random_source.random() < 0.1:
+                    await broker.redis.delete(broker.keys.relay(API_ID))
+            for subscription in subscriptions:
+                assert [index for index, _ in await collect(subscription)] == list(range(30))
+                assert subscription.empty()
+
+    asyncio.run(main())
+
+
+def test_a_relay_whose_ids_began_anew_is_read_again(
+    open_test_broker: OpenTestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.relay._BLOCK_MS", 20)
+
+    async def main() -> None:
+        async with open_test_broker(stream=QUICK) as broker, reading(broker) as reader:
+            key = broker.keys.relay(API_ID)
+            await broker.redis.xadd(key, {"nobody:0:0": encode(STOP)}, id="99999999999999-0")
+            subscription = reader.open("request", 0)
+            _, taken = await begin(broker)
+            probe = reader.open("probe", 0)
+            await broker.redis.xadd(key, {"probe:0:0": encode(STOP)}, id="99999999999999-1")
+            await collect(probe)  # the reader's position is now in the far future
+            await broker.redis.delete(key)
+            await broker.requests.append([make_append(taken, 0)])
+            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+
+            async def is_following() -> bool:
+                last: Any = await broker.redis.xrevrange(key, count=1)
+                return bool(reader._position == last[0][0])
+
+            await eventually(is_following)
+            await broker.requests.append([make_append(taken, 1, STOP)])
+            assert (await collect(subscription))[-1] == (1, STOP)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_redis_lost_ends_with_an_error(
+    own_redis: RedisServer, key_prefix: str, open_test_broker: OpenTestBroker
+) -> None:
+    async def main() -> None:
+        redis = RedisSettings(url=own_redis.url, key_prefix=key_prefix)
+        async with open_test_broker(redis=redis, stream=QUICK) as broker, reading(broker) as reader:
+            subscription, unseen = reader.open("request", 0), reader.open("never-created", 0)
+            _, taken = await begin(broker)
+            await broker.requests.append([make_append(taken, 0)])
+            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+            own_redis.stop()  # its data goes with it
+            own_redis.start()
+            ((index, event),) = await collect(subscription)
+            assert (index, event.finish_reason, event.error_status) == (1, FinishReason.ERROR, 500)
+            assert (await collect(unseen))[0][0] == 0
+            # ... and the reader goes on.
+            await broker.requests.create(make_request("next"), max_waiting=10)
+            following = reader.open("next", 0)
+            assert await broker.requests.finish("next", 0, ABORT, API_ID)
+            assert await collect(following) == [(0, ABORT)]
+
+    asyncio.run(main())
