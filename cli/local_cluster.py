@@ -1,0 +1,142 @@
+"""The whole cluster on this machine, from the model's files to a banner, and down again.
+
+Starts what compose.yaml starts, as children. Holds neither torch nor the engine.
+"""
+
+import asyncio
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from broker.client import Broker, display_url, open_broker
+from cli.banner import Facts, banner, model_dtype, waiting_for
+from cli.cluster_plan import cluster_children, redis_child, shared_knobs
+from cli.embedded_redis import find_redis_server, redis_url, wait_until_answering
+from cli.health import api_problem, in_url
+from cli.janitor import Janitor
+from cli.listen_port import reserve_port
+from cli.model import client_name, resolve_in_child
+from cli.screen import Screen
+from cli.stop_signals import StopSignals
+from cli.supervisor import Supervisor
+from messages import Role, WorkerState, WorkerStatus
+from settings import Settings
+
+READY_POLL_S = 0.1
+CLEAN_TIMEOUT_S = 1.5
+LONGEST_SOCKET_FOLDER = 80  # the path of a unix socket holds 107 bytes
+
+
+class LocalCluster:
+    """One run of `pdq serve`."""
+
+    def __init__(self, settings: Settings, num_workers: dict[Role, int], is_redis_given: bool) -> None:
+        self.settings, self.num_workers, self.is_redis_given = settings, num_workers, is_redis_given
+        self.began = time.monotonic()
+        self.screen = Screen()
+        self.url = ""
+
+    async def run(self) -> None:
+        """Until a signal, or a start that cannot be: then raises the StartupError."""
+        host, port = self.settings.api.host, reserve_port(self.settings.api.host, self.settings.api.port)
+        self.settings = self.settings.model_copy(update={"api": self.settings.api.model_copy(update={"port": port})})
+        self.url = f"http://{in_url(host)}:{port}"
+        signals = StopSignals()
+        signals.listen()
+        self.state_dir = make_state_dir()
+        janitor = Janitor(self.state_dir)
+        self.supervisor = Supervisor(self.screen.say, self.screen.child_line, janitor.note)
+        start = asyncio.create_task(self.bring_up())
+        asked = asyncio.create_task(signals.asked.wait())
+        ends: list[asyncio.Future[Any]] = [asked, self.supervisor.failure]
+        try:
+            await asyncio.wait([*ends, start], return_when=asyncio.FIRST_COMPLETED)
+            if start.done() and not start.exception():
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.screen.progress_done()
+            if asked.done():
+                self.screen.say("stopping: open streams may end, a second Ctrl-C kills")
+            start.cancel()
+            asked.cancel()
+            await asyncio.gather(start, asked, return_exceptions=True)
+            stop_began = time.monotonic()
+            await self.supervisor.stop(signals.insisted)
+            if not janitor.finish(CLEAN_TIMEOUT_S):
+                self.screen.say("shared memory of this run may be left; the next start removes it")
+        if self.supervisor.failure.done():
+            raise self.supervisor.failure.result()
+        if not start.cancelled():
+            start.result()  # raises what kept it from starting
+        self.screen.say(f"stopped after {time.monotonic() - stop_began:.1f} s")
+
+    async def bring_up(self) -> None:
+        """Model, Redis, workers and API, banner. Raises StartupError."""
+        model_dir = await self.resolve_model()
+        url = await self.start_redis()
+        name = client_name(self.settings.model, model_dir)
+        knobs = shared_knobs(self.settings, model_dir, name, url, self.screen.is_terminal)
+        redis = self.settings.redis.model_copy(update={"url": url})
+        async with open_broker(redis, self.settings.queue, self.settings.stream) as broker:
+            children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers)]
+            counted = ", ".join(f"{count} {role}" for role, count in self.num_workers.items())
+            self.screen.say(f"starting {counted} and the API on {self.url}")
+            workers = await self.wait_until_ready(broker, lambda: {child.pid for child in children})
+        self.screen.progress_done()
+        self.supervisor.was_ready = True
+        dtype = model_dtype(self.settings.model, model_dir)
+        took_s = time.monotonic() - self.began
+        self.screen.say(banner(Facts(self.url, name, model_dir, dtype, workers, self.status_url(url), took_s)))
+
+    def status_url(self, url: str) -> str:
+        """What the banner tells to give `pdq status`; ours has no password to hide."""
+        return display_url(url) if self.is_redis_given else url
+
+    async def resolve_model(self) -> Path:
+        """The model's directory."""
+        self.screen.say(f"model {self.settings.model.path}")
+        try:
+            return await resolve_in_child(self.settings.model, self.screen.progress)
+        finally:
+            self.screen.progress_done()
+
+    async def start_redis(self) -> str:
+        """The URL of the Redis to use; starts one when none was named."""
+        if self.is_redis_given:
+            self.screen.say(f"using Redis at {display_url(self.settings.redis.url)}")
+            return self.settings.redis.url
+        binary = find_redis_server()
+        self.supervisor.keep(redis_child(binary, self.state_dir))
+        await wait_until_answering(self.state_dir)
+        self.screen.say(f"started {binary} at {redis_url(self.state_dir)}")
+        return redis_url(self.state_dir)
+
+    async def wait_until_ready(self, broker: Broker, pids: Callable[[], set[int | None]]) -> list[WorkerStatus]:
+        """Our workers, once each is ready and the API says that the cluster is well."""
+        num_wanted = sum(self.num_workers.values())
+        api = self.settings.api
+        while True:
+            problem = await asyncio.to_thread(api_problem, api.host, api.port)
+            try:
+                live = await broker.registry.live()
+            except RedisError as error:
+                self.screen.progress(f"waiting for Redis: {error}")
+                live = []
+            # Another Redis may know workers of other machines.
+            ours = [worker for worker in live if worker.host == socket.gethostname() and worker.pid in pids()]
+            num_ready = sum(worker.state is WorkerState.READY for worker in ours)
+            if num_ready == num_wanted and not problem:
+                return ours
+            self.screen.progress(waiting_for(ours, self.num_workers, problem))
+            await asyncio.sleep(READY_POLL_S)
+
+
+def make_state_dir() -> Path:
+    """A fresh directory of this run, mode 0700, whose name is short enough for a socket."""
+    folder = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="pdq-", dir=folder if len(folder) <= LONGEST_SOCKET_FOLDER else "/tmp"))

@@ -1,0 +1,83 @@
+"""`pdq model`: where a model's files are, fetched and converted if need be.
+
+Converting imports torch, so whoever must not hold it (the API, `pdq serve`) runs `pdq model fetch` as a child.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.child import kill, pdq_command, start_child
+from cli.errors import BY_EXIT_CODE, startup_error
+from cli.options import absolute_model, environment, settings_from
+from messages import ModelError
+from settings import ModelSettings
+
+app = typer.Typer(help="Fetch and convert models.", no_args_is_help=True)
+
+
+@app.callback()
+def model() -> None:
+    """Fetch and convert models."""
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Hugging Face directory, GGUF file, hub name, or `demo`.", show_default="PDQ_MODEL__PATH"),
+    ] = None,
+) -> None:
+    """Fetch NAME, convert it if it is GGUF, and print the directory it is in."""
+    from engine.model_files import resolve_model
+
+    settings = settings_from(model=name)
+    path = resolve_model(settings.model, lambda line: typer.echo(line, err=True))
+    typer.echo(str(path))
+
+
+def is_directory(settings: ModelSettings) -> bool:
+    """Whether nothing has to be fetched or converted."""
+    return Path(settings.path).expanduser().is_dir()
+
+
+def client_name(settings: ModelSettings, model_dir: Path) -> str:
+    """The name that clients see, wherever the files were found."""
+    if settings.name:
+        return settings.name
+    if settings.path == "demo":
+        from engine.model_files import DEMO_NAME
+
+        return DEMO_NAME
+    return Path(settings.path.rstrip("/")).name.removesuffix(".gguf") or model_dir.name
+
+
+async def resolve_in_child(settings: ModelSettings, report: Callable[[str], None]) -> Path:
+    """The model's directory; a child process fetches and converts it. Raises ModelError (or ConfigError)."""
+    if is_directory(settings):
+        return Path(absolute_model(settings.path))
+    knobs = {"model": {"path": absolute_model(settings.path), "cache_dir": settings.cache_dir}}
+    child = await start_child(pdq_command("model", "fetch"), environment(knobs))
+    lines = [""]
+    try:
+        async for line in child.output:
+            lines.append(line.decode(errors="replace").strip())
+            if not lines[-1].startswith("/"):  # the last line is the answer, a path
+                report(lines[-1])
+        code = await child.process.wait()
+    finally:
+        kill(child.process)
+        child.pipe.close()
+    if code in BY_EXIT_CODE:
+        raise startup_error(code, lines[-1].removeprefix("pdq: "))
+    if code != 0:
+        raise ModelError(f"{settings.path}: `pdq model fetch` ended with code {code}: {lines[-1]}")
+    return Path(lines[-1])
+
+
+def resolve_blocking(settings: ModelSettings, report: Callable[[str], None]) -> Path:
+    """`resolve_in_child` for a process that has no event loop yet."""
+    return asyncio.run(resolve_in_child(settings, report))

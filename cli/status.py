@@ -1,0 +1,94 @@
+"""`pdq status`: the cluster as the registry and the queues know it.
+
+`read_cluster` asks Redis; `render` is pure.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from broker.client import Broker, open_broker
+from broker.request_log import SequenceLoad
+from cli.options import RedisUrlFlag, settings_from
+from messages import Phase, WorkerStatus
+from settings import Settings
+
+REFRESH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """One look at the cluster."""
+
+    workers: Sequence[WorkerStatus]
+    prefill_depth: int  # jobs on the queue, taken ones included
+    decode_depth: int
+    loads: Sequence[SequenceLoad]
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    redis_url: RedisUrlFlag = None,
+) -> None:
+    """Show workers, queues and running sequences. For `pdq serve` the banner names the --redis-url."""
+    settings = settings_from(redis_url=redis_url)
+    try:
+        asyncio.run(_show(settings, watch))
+    except KeyboardInterrupt:
+        pass  # the way to end --watch
+
+
+async def _show(settings: Settings, watch: bool) -> None:
+    console = Console()
+    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        picture = render(await read_cluster(broker))
+        if not watch:
+            console.print(picture)
+            return
+        with Live(picture, console=console, auto_refresh=False) as live:
+            while True:
+                await asyncio.sleep(REFRESH_S)
+                live.update(render(await read_cluster(broker)), refresh=True)
+
+
+async def read_cluster(broker: Broker) -> ClusterState:
+    """The cluster as of now."""
+    workers, prefill_depth, decode_depth, loads = await asyncio.gather(
+        broker.registry.live(), broker.prefill_queue.depth(), broker.decode_queue.depth(), broker.requests.loads()
+    )
+    return ClusterState(workers, prefill_depth, decode_depth, loads)
+
+
+def render(state: ClusterState) -> RenderableType:
+    """Two tables: workers, and what is waiting or running."""
+    workers = Table("worker", "state", "host", "running", "KV tokens", "KV used", "detail", title="workers")
+    for worker in state.workers:
+        used = 1 - worker.free_blocks / worker.num_blocks if worker.num_blocks else 0.0
+        detail = worker.detail or (f"no progress for {worker.idle_s:.1f} s" if worker.idle_s >= REFRESH_S else "")
+        workers.add_row(
+            worker.worker_id,
+            str(worker.state),
+            f"{worker.host}:{worker.pid}",
+            str(worker.num_running),
+            f"{worker.capacity_tokens:,}",
+            f"{used:.0%}",
+            detail,
+        )
+    if not state.workers:
+        workers.add_row("none is alive", *[""] * 6)
+    loads = Table("phase", "sequences", "tokens", title="sequences")
+    num_sequences = Counter(load.phase for load in state.loads)
+    num_tokens: Counter[Phase] = Counter()
+    for load in state.loads:
+        num_tokens[load.phase] += load.prompt_tokens + load.output_tokens
+    for phase in Phase:
+        loads.add_row(phase, str(num_sequences[phase]), f"{num_tokens[phase]:,}")
+    depths = f"jobs on the queues: {state.prefill_depth} prefill, {state.decode_depth} decode"
+    return Group(workers, loads, depths)

@@ -1,0 +1,65 @@
+"""What `pdq serve` tells its children, and in which order it ends them."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.cluster_plan import cluster_children, redis_child, shared_knobs
+from cli.model import client_name
+from cli.options import environment, overrides
+from messages import Role
+from settings import ApiSettings, LogSettings, ModelSettings, Settings, load_settings
+
+
+def test_the_environment_reads_back_as_the_settings_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(overrides(model="demo", host="0.0.0.0", port=9000, dtype="float32", log_level="debug"))
+    for name, value in environment(shared_knobs(settings, Path("/models/m"), "m", "unix:///run/redis.sock")).items():
+        monkeypatch.setenv(name, value)
+    child = load_settings()
+    assert (child.redis.url, child.model.path, child.model.name) == ("unix:///run/redis.sock", "/models/m", "m")
+    assert (child.api.host, child.api.port, child.model.dtype) == ("0.0.0.0", 9000, "float32")
+    assert child.log.level == "debug"
+    assert child.kv == settings.kv  # what was not said stays as it is
+
+
+def test_the_drain_fits_into_the_stop_but_may_be_shorter() -> None:
+    children = cluster_children(shared_knobs(Settings(), Path("/m"), "m", "unix:///r"), {Role.DECODE: 1})
+    api = next(child for child in children if child.name == "api")
+    assert 0 < float(api.environment["PDQ_API__DRAIN_S"]) < api.stop_within_s
+    short = shared_knobs(Settings(api=ApiSettings(drain_s=0.5)), Path("/m"), "m", "unix:///r")
+    assert short["api"]["drain_s"] == 0.5
+
+
+def test_children_are_what_compose_runs() -> None:
+    children = cluster_children(shared_knobs(Settings(), Path("/m"), "m", "r"), {Role.PREFILL: 2, Role.DECODE: 1})
+    assert [child.name for child in children] == ["prefill 0", "prefill 1", "decode 0", "api"]
+    assert [child.command[-1] for child in children] == ["prefill", "prefill", "decode", "api"]
+    redis = redis_child(Path("/usr/bin/redis-server"), Path("/tmp/x"))
+    order = [child.stop_order for child in (children[-1], children[0], children[2], redis)]
+    assert order == [0, 1, 1, 2]
+    assert all(child.stop_within_s <= 8 for child in [*children, redis])
+    # A password in a URL is for the environment; a command line is there for everybody to read.
+    assert not any("redis://" in part for child in children for part in child.command)
+
+
+@pytest.mark.parametrize(
+    "path, name, expected",
+    [
+        ("/models/Qwen2.5-0.5B/", "", "Qwen2.5-0.5B"),
+        ("/models/tiny.gguf", "", "tiny"),
+        ("Qwen/Qwen2.5-0.5B", "", "Qwen2.5-0.5B"),
+        ("/models/x", "mine", "mine"),
+        ("demo", "", "SmolLM2-135M-Instruct"),
+    ],
+)
+def test_the_name_that_clients_see(path: str, name: str, expected: str) -> None:
+    assert client_name(ModelSettings(path=path, name=name), Path("/cache/converted-v1")) == expected
+
+
+def test_children_log_for_people_where_people_watch() -> None:
+    formats = [
+        shared_knobs(Settings(log=LogSettings(format=given)), Path("/m"), "m", "r", is_terminal)["log"]["format"]
+        for given in ("auto", "json")
+        for is_terminal in (True, False)
+    ]
+    assert formats == ["console", "auto", "json", "json"]
