@@ -3,6 +3,7 @@
 Each imports its room only when it is run, so that the API's process never holds torch.
 """
 
+import os
 import sys
 from typing import NoReturn
 
@@ -35,6 +36,7 @@ def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUr
     """Run a prefill worker: computes prompts, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
+    _let_idle_threads_sleep()
     from prefill_worker.worker import main
 
     sys.exit(main(settings))
@@ -44,9 +46,16 @@ def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrl
     """Run a decode worker: computes output tokens, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
+    _let_idle_threads_sleep()
     from decode_worker.worker import main
 
     sys.exit(main(settings))
+
+
+def _let_idle_threads_sleep() -> None:
+    """Before torch loads OpenMP: its threads spin at barriers by default, and workers that share cores then wait for
+    each other's spinning (two threads, two busy cores, 16 sequences: 1584 ms a step against 117 ms)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _with_model_directory(settings: Settings) -> Settings:

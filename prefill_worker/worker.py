@@ -142,7 +142,9 @@ class PrefillWorker:
         accepted = await self.broker.requests.append(appends)
         for (one, token), event, ok in zip(done, events, accepted, strict=True):
             if not token.error:  # what gave no finite logits is not to be reused
-                self.space.remember(one.sequence.token_ids, one.sequence.block_table)
+                self.space.remember(
+                    one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
+                )
             if not ok:
                 self.free(one)
                 await self.intake.lost(one.claim)

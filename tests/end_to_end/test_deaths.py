@@ -11,16 +11,16 @@ from messages import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 PROMPT = "The history of the railway began"
-NUM_TOKENS = 48
+NUM_TOKENS = 400
 SEEDED = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": 11, "frequency_penalty": 0.5}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, redis_url: str, demo_dir: Path) -> Iterator[Cluster]:
+def pair(tmp_path_factory: pytest.TempPathFactory, redis_url: str, tiny_dir: Path) -> Iterator[Cluster]:
     """2 prefill + 2 decode workers; tests replace those that they kill."""
     folder = tmp_path_factory.mktemp("pair")
-    env = {"PDQ_MODEL__DTYPE": "float32", "PDQ_QUEUE__LEASE_S": "1.0"}
-    with running_cluster(folder, redis_url, demo_dir, env, prefill=2, decode=2) as running:
+    env = {"PDQ_QUEUE__LEASE_S": "1.0"}
+    with running_cluster(folder, redis_url, tiny_dir, env, prefill=2, decode=2) as running:
         wait_until(lambda: running.num_ready() == 4, 60, "four workers are ready")
         yield running
 
@@ -37,7 +37,7 @@ def test_a_decode_worker_goes_mid_stream(pair: Cluster, number: signal.Signals, 
     victim = ""
     for frame in pair.stream(PROMPT, max_new_tokens=NUM_TOKENS, ignore_eos=True, **parameters):
         frames.append(frame)
-        if len(frames) == 6:
+        if len(frames) == 60:
             victim = pair.busy_process(Role.DECODE)
             pair.kill(victim, number)
     try:
@@ -54,7 +54,7 @@ def test_a_decode_worker_goes_mid_stream(pair: Cluster, number: signal.Signals, 
 
 
 def test_a_prefill_worker_dies_in_a_long_prompt(pair: Cluster) -> None:
-    prompt = [(37 * place) % 40000 + 100 for place in range(2500)]
+    prompt = [(37 * place) % 250 for place in range(6000)]
     expected = pair.generate(prompt, max_new_tokens=8, ignore_eos=True)
     other = [token + 1 for token in prompt]  # no prefix of it is cached
     frames = pair.stream(other, max_new_tokens=8, ignore_eos=True)

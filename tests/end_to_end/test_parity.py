@@ -26,9 +26,9 @@ def one_process(demo_dir: Path) -> list[list[int]]:
     return [generated.token_ids for generated in generator.generate(PROMPTS, params)]
 
 
-def test_concurrent_streams_equal_one_process(cluster: Cluster, demo_dir: Path) -> None:
+def test_concurrent_streams_equal_one_process(demo: Cluster, demo_dir: Path) -> None:
     def token_ids(prompt: list[int]) -> list[int]:
-        frames = cluster.stream(prompt, max_new_tokens=NUM_TOKENS, ignore_eos=True)
+        frames = demo.stream(prompt, max_new_tokens=NUM_TOKENS, ignore_eos=True)
         return [frame["token"]["id"] for frame in frames]
 
     with ThreadPoolExecutor(len(PROMPTS)) as clients:

@@ -1,0 +1,157 @@
+"""The decoder: embedding, layers of attention and gated MLP, final norm, head. One model for every family.
+
+All arithmetic that is worth a kernel goes through the ops table. Tokens come packed, [num_tokens], without padding;
+which of them belong together is in the attention metadata. Knows no files, no sequence and no sampling.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kv_pool import KVPool
+from engine.model_config import ModelConfig
+from kernels.ops import LinearWeight, Ops, PrefillMeta
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeMeta:
+    """The sequences of a decode step, one new token each."""
+
+    block_tables: Tensor  # int32 [num_seqs, max_blocks], padded with blocks of the same sequence
+    seq_lens: Tensor  # int32 [num_seqs], the new token included
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer whose weight is stored as the ops table wants it."""
+
+    weight: LinearWeight
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Linear  # hidden -> (num_heads + 2 * num_kv_heads) * head_dim: queries, keys, values
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None  # [head_dim]
+    output: Linear  # num_heads * head_dim -> hidden
+    post_norm: Tensor  # [hidden]
+    gate_up: Linear  # hidden -> 2 * intermediate: gate, up
+    down: Linear  # intermediate -> hidden
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """Everything that is loaded."""
+
+    embedding: Tensor  # [vocab, hidden]
+    layers: list[LayerWeights]
+    final_norm: Tensor  # [hidden]
+    head: tuple[Linear, ...]  # one, to the vocabulary; a reward model's: one or two, to one number
+
+
+class Model:
+    """Weights, config and ops table of one model on one device."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        ops: Ops,
+        dtype: torch.dtype,
+        device: torch.device,
+        model_hash: str,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype  # of activations and KV
+        self.device = device
+        self.model_hash = model_hash  # hex; equal for equal config and tensors
+        self._weights = weights
+        self._ops = ops
+        self._inverse_frequencies = config.rope.inverse_frequencies(config.head_dim).to(device)
+        self._scale = config.head_dim**-0.5
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether `score` is what the model answers with; else it is `logits`."""
+        return self.config.is_reward
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
+    ) -> Tensor:
+        """Compute tokens and write their KV.
+
+        token_ids, positions, slot_mapping: int64 [T]; slot = block_id * block_size + place in the block.
+        -> [T, hidden], before the final norm.
+        """
+        config, ops, eps = self.config, self._ops, self.config.rms_norm_eps
+        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        cos, sin = self._rotation(positions)
+        hidden = self._weights.embedding[token_ids]
+        for index, layer in enumerate(self._weights.layers):
+            normed = ops.rms_norm(hidden, layer.input_norm, eps)
+            qkv = self._linear(normed, layer.qkv).view(-1, sum(heads), config.head_dim)
+            q, k, v = torch.split(qkv, heads, dim=1)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
+            q, k = ops.rope(q, k, cos, sin)
+            attended = self._attention(index, q, k, v, slot_mapping, meta, pool)
+            hidden = hidden + self._linear(attended.reshape(attended.shape[0], -1), layer.output)
+            normed = ops.rms_norm(hidden, layer.post_norm, eps)
+            hidden = hidden + self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [N, hidden] of `forward`, of tokens whose successor is wanted -> float32 [N, vocab]"""
+        assert not self.is_reward, "a reward model has no language head"
+        return self._linear(self._final_norm(hidden), self._weights.head[0]).float()
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """hidden: [N, hidden] of `forward`, of last tokens -> float32 [N], the reward head's raw output"""
+        assert self.is_reward, "only a reward model scores"
+        first, *second = self._weights.head
+        out = self._linear(self._final_norm(hidden), first)
+        for linear in second:
+            out = self._linear(F.relu(out), linear)
+        return out.squeeze(-1).float()
+
+    def _attention(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slot_mapping: Tensor,
+        meta: PrefillMeta | DecodeMeta,
+        pool: KVPool,
+    ) -> Tensor:
+        window = self.config.sliding_windows[layer]
+        key_cache, value_cache = pool.layer(layer)
+        self._ops.kv_write(k, v, key_cache, value_cache, slot_mapping)
+        if isinstance(meta, PrefillMeta):
+            return self._ops.attention_prefill(q, k, v, key_cache, value_cache, meta, self._scale, window)
+        return self._ops.attention_decode(
+            q, key_cache, value_cache, meta.block_tables, meta.seq_lens, self._scale, window
+        )
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position, [T, head_dim] each, both halves of a head alike."""
+        half = positions.unsqueeze(1).float() * self._inverse_frequencies
+        angles = torch.cat((half, half), dim=-1)
+        factor = self.config.rope.attention_factor
+        return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
+
+    def _final_norm(self, hidden: Tensor) -> Tensor:
+        return self._ops.rms_norm(hidden, self._weights.final_norm, self.config.rms_norm_eps)
+
+    def _linear(self, x: Tensor, linear: Linear) -> Tensor:
+        return self._ops.linear(x, linear.weight, linear.bias)
+
+
+LoadProgress = Callable[[float], None]  # is told the share of the weights that is loaded, 0..1

@@ -1,0 +1,65 @@
+"""top_p and top_k: which ids of a row may be drawn.
+
+Ids stand in order of falling logit, equals by rising id. An id is kept while the probability before it is at most
+top_p and its rank is below top_k. Most rows keep few ids, so only the largest are sorted, and more of them only for
+the rows that turn out to keep more. How many a row gets sorted depends on that row alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from messages import SamplingParams
+
+# Ids sorted at first and, where those do not settle it, next; then all. Sorting 49152 costs 7 ms a row, 512 costs 0.3.
+NUM_CANDIDATES = (512, 8192)
+_MAX_ELEMENTS = 1 << 18  # worked on at once, so that they stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class KeptIds:
+    """Some rows' ids that may be drawn: `ids` [R, K] int64 where `mask` [R, K]; `logits` [R, K] are theirs.
+
+    `rows` [R] int64 says which rows of the logits these are.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    logits: Tensor
+    mask: Tensor
+
+
+def keep_top_p_top_k(logits: Tensor, logprobs: Tensor, params: Sequence[SamplingParams]) -> Iterator[KeptIds]:
+    """The kept ids; each row comes once. logits: [R, V] after temperature; logprobs: their log_softmax."""
+    vocab_size = logits.shape[1]
+    device = logits.device
+    top_p = torch.tensor([row.top_p for row in params], dtype=torch.float64, device=device).unsqueeze(1)
+    top_k = torch.tensor([row.top_k if row.top_k > 0 else vocab_size for row in params], device=device).unsqueeze(1)
+    rows = torch.arange(len(params), device=device)
+    for count in (*(count for count in NUM_CANDIDATES if count < vocab_size), vocab_size):
+        unsettled: list[Tensor] = []
+        for some in torch.split(rows, max(1, _MAX_ELEMENTS // count)):
+            values, ids = _largest(logits[some], count)
+            probs = logprobs[some].gather(-1, ids).double().exp()
+            before = probs.cumsum(dim=-1) - probs
+            ranks = torch.arange(count, device=device)
+            mask = (before <= top_p[some]) & (ranks < top_k[some])
+            # Ids equal to the last candidate may be missing here, so a row that keeps such a one is not settled.
+            settled = (~(mask & (values <= values[:, -1:]))).all(dim=1) | (count == vocab_size)
+            yield KeptIds(some[settled], ids[settled], values[settled], mask[settled])
+            unsettled.append(some[~settled])
+        rows = torch.cat(unsettled)
+        if not len(rows):
+            return
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits and their ids, [R, count], equals by rising id (topk alone leaves their order open)."""
+    if count == logits.shape[1]:
+        ordered = torch.sort(logits, dim=-1, descending=True, stable=True)
+        return ordered.values, ordered.indices
+    ids = logits.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    ordered = torch.sort(logits.gather(-1, ids), dim=-1, descending=True, stable=True)
+    return ordered.values, ids.gather(-1, ordered.indices)

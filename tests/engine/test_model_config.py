@@ -1,0 +1,179 @@
+"""What the configs say is understood, or refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.rope_scaling import RopeScaling
+from messages import ModelError
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 60,
+    "intermediate_size": 70,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 7,
+}
+
+
+def parse(tmp_path: Path, generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | changes))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    return ModelConfig.from_dir(tmp_path)
+
+
+def test_plain_llama(tmp_path: Path) -> None:
+    config = parse(tmp_path)
+    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (4, 6, 2, 10)
+    assert config.sliding_windows == (None,) * 4
+    assert (config.dtype, config.eos_token_ids, config.max_position_embeddings) == ("bfloat16", (7,), 128)
+    assert not (config.qkv_bias or config.output_bias or config.mlp_bias or config.qk_norm or config.is_reward)
+
+
+def test_heads_need_not_be_shared(tmp_path: Path) -> None:
+    assert parse(tmp_path, num_key_value_heads=None).num_kv_heads == 6
+
+
+@pytest.mark.parametrize(
+    ("generation", "in_config", "wanted"),
+    [
+        ({"eos_token_id": [2, 3], "top_p": 0.9}, 7, (2, 3)),
+        ({"eos_token_id": 0}, 7, (0,)),
+        ({"top_p": 0.9}, [5, 6], (5, 6)),
+        (None, None, ()),
+    ],
+)
+def test_eos_is_generation_configs_first(
+    tmp_path: Path, generation: dict[str, Any] | None, in_config: Any, wanted: tuple[int, ...]
+) -> None:
+    config = parse(tmp_path, generation, eos_token_id=in_config)
+    assert config.eos_token_ids == wanted
+    assert config.generation_defaults == (generation or {})
+
+
+def test_both_spellings_of_rope_are_one(tmp_path: Path) -> None:
+    old = parse(tmp_path, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
+    new = parse(tmp_path, rope_parameters={"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0})
+    assert old.rope == new.rope
+    assert (new.rope.theta, new.rope.factor) == (5e5, 2.0)
+
+
+def test_yarn_stretches_the_context_that_its_config_may_still_state(tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert parse(tmp_path, rope_scaling=scaling).max_position_embeddings == 512
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 3.0},
+        {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "factor": 2.0, "beta_fast": 8, "beta_slow": 2, "truncate": False},
+        {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7, "mscale_all_dim": 1.1},
+        {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0 + i for i in range(16)]},
+    ],
+    ids=str,
+)
+def test_frequencies_are_those_of_transformers(rope: dict[str, Any]) -> None:
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {"rope_theta": 5e4, "original_max_position_embeddings": 256} | rope
+    if rope["rope_type"] == "longrope":
+        said["long_factor"] = said["short_factor"]
+    if rope["rope_type"] == "llama3":
+        said = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} | said
+    ours = RopeScaling.from_config({"rope_parameters": said}, max_positions=256)
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=4, max_position_embeddings=256, rope_parameters=dict(said)
+    )
+    if rope["rope_type"] == "default":
+        wanted, factor = 1 / 5e4 ** (torch.arange(0, 32, 2) / 32), 1.0
+    else:
+        wanted, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+    torch.testing.assert_close(ours.inverse_frequencies(32), wanted, rtol=1e-6, atol=0)
+    assert ours.attention_factor == pytest.approx(factor)
+
+
+def test_windows_by_layer(tmp_path: Path) -> None:
+    qwen: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 9, "max_window_layers": 3}
+    assert parse(tmp_path, **qwen).sliding_windows == (None,) * 4, "use_sliding_window is false by default"
+    assert parse(tmp_path, **qwen, use_sliding_window=True).sliding_windows == (None, None, None, 9)
+    layer_types = ["sliding_attention", "full_attention"] * 2
+    assert parse(tmp_path, **qwen, use_sliding_window=True, layer_types=layer_types).sliding_windows == (9, None) * 2
+
+
+def test_mistrals_window(tmp_path: Path) -> None:
+    mistral: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
+    assert parse(tmp_path, **mistral).sliding_windows == (4096,) * 4, "transformers' default"
+    assert parse(tmp_path, **mistral, sliding_window=None).sliding_windows == (None,) * 4
+    assert parse(tmp_path, **mistral, sliding_window=9).sliding_windows == (9,) * 4
+
+
+def test_families_differ_in_biases_and_norms(tmp_path: Path) -> None:
+    qwen2 = parse(tmp_path, architectures=["Qwen2ForCausalLM"])
+    assert (qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm) == (True, False, False)
+    qwen3 = parse(tmp_path, architectures=["Qwen3ForCausalLM"])
+    assert (qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim) == (False, True, 128)
+    internlm2 = parse(tmp_path, architectures=["InternLM2ForCausalLM"], bias=True)
+    assert (internlm2.qkv_bias, internlm2.output_bias, internlm2.names) == (True, True, TensorNames.INTERNLM2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "head"),
+    [
+        ({"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, RewardHead.LINEAR),
+        ({"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}, RewardHead.LINEAR),
+        ({"architectures": ["InternLM2ForRewardModel"]}, RewardHead.VALUE),
+        ({"architectures": ["Qwen2ForRewardModel"]}, RewardHead.TWO_LAYER),
+    ],
+)
+def test_reward_models_are_told_by_architecture(tmp_path: Path, changes: dict[str, Any], head: RewardHead) -> None:
+    config = parse(tmp_path, **changes)
+    assert config.is_reward
+    assert config.reward_head is head
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel is not supported; LlamaForCausalLM"),
+        ({"architectures": None}, r"none named"),
+        ({"architectures": ["LlamaForRewardModel"]}, r"of reward models InternLM2ForRewardModel"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, r"2 labels; only one"),
+        ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported; silu is"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
+        ({"rope_scaling": {"type": "su"}}, r"rope type 'su' is not supported; default, linear"),
+        ({"rope_scaling": {"type": "linear"}}, r"'linear' needs a factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"differ between layer types"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor"),
+        ({"num_key_value_heads": 4}, r"6 attention heads cannot share 4"),
+        ({"torch_dtype": "float8_e4m3fn"}, r"type float8_e4m3fn are not supported"),
+        ({"hidden_size": None}, r"not a config of a supported model"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        parse(tmp_path, **changes)
+
+
+def test_unreadable_configs(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read .*config.json"):
+        ModelConfig.from_dir(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        ModelConfig.from_dir(tmp_path)
