@@ -71,6 +71,8 @@ class Intake(Generic[JobT]):
 
     async def next_claims(self, count: int, block_ms: int) -> list[Claim[JobT]]:
         """Up to `count` jobs, the dead workers' first. Waits at most `block_ms` (0: not at all) for new ones."""
+        # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
+        assert self._heartbeat.is_alive, "the heartbeat thread has ended"
         entries: list[QueueEntry[JobT]] = []
         if time.monotonic() >= self._reclaim_at:
             reclaimed = await self._queue.reclaim(self._worker_id, count)

@@ -18,6 +18,16 @@ from settings import QueueSettings, RedisSettings, StreamSettings
 OpenTestBroker = Callable[..., AbstractAsyncContextManager[Broker]]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist, a file's tests stay together for their fixtures' sake, and the end-to-end tests, which fill both
+    cores with processes of their own, are one group."""
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name == "end_to_end" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 class RedisServer:
     """A redis-server on a unix socket (and no TCP port) that keeps nothing on disk."""
 

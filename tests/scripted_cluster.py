@@ -112,6 +112,16 @@ class Member:
         self.heartbeat._stopping = True
         self.heartbeat._wake.set()
 
+    def fall_asleep(self) -> None:
+        """As SIGSTOP does, once the runner stands at a gate: neither a beat, nor a step, nor a job taken."""
+
+        async def take_nothing(*_: object) -> list[object]:
+            await asyncio.Event().wait()
+            return []
+
+        self.heartbeat._beat = lambda: None  # type: ignore[method-assign]
+        self.worker.intake.next_claims = take_nothing  # type: ignore[method-assign, assignment]
+
     async def stop(self) -> None:
         """As SIGTERM does."""
         self.worker.stopping.set()

@@ -145,7 +145,7 @@ def test_a_failed_pull_sends_the_request_back_to_prefill(play: Play) -> None:
                 raise KVTransferFailed("injected")
             real_pull(handle, *where)  # type: ignore[arg-type]
 
-        decode.receiver.pull = pull  # type: ignore[method-assign]
+        decode.receiver.pull = pull  # type: ignore[method-assign, assignment]
         events = await cluster.ended(await cluster.send(PROMPT, 12))
         assert tokens_of(events) == expected_output(PROMPT, 12)
         assert decode.runner.num_computed == 9  # two more tokens than usual came from prefill
@@ -162,7 +162,7 @@ def test_a_lost_release_leaks_no_block(play: Play) -> None:
         async def lose(job: object) -> None:
             pass
 
-        decode.worker.release = lose  # type: ignore[union-attr, method-assign, assignment]
+        decode.worker.release = lose  # type: ignore[union-attr, method-assign]
         await cluster.ended(await cluster.send(PROMPT, 12))
         await cluster.until_clean()
 
@@ -195,7 +195,7 @@ def test_a_worker_that_wakes_up_late_is_fenced(play: Play) -> None:
         sleeper.runner.before_step = lambda sequences: gate(sequences) if sleeper.runner.num_computed == 6 else None
         request_id = await cluster.send(PROMPT, 20)
         await cluster.until(gate.reached.is_set, "the sleeper is in its seventh step")
-        sleeper.heartbeat._stopping = True  # as under SIGSTOP: neither a beat nor a step
+        sleeper.fall_asleep()
         cluster.start_decode()
         events = await cluster.ended(request_id)
         gate.opened.set()  # it wakes up, and tries to publish
