@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from broker.keys import Keys
 from broker.scripts import load_script
-from messages import WireError, WorkerStatus, decode
+from messages import ModelError, WireError, WorkerStatus, decode
 from telemetry import get_logger
 
 log = get_logger()
@@ -31,6 +31,19 @@ class Registry:
             except WireError as error:
                 log.warning("worker_status_undecodable", worker_id=worker_id.decode(), error=str(error))
         return sorted(statuses, key=lambda status: status.worker_id)
+
+    async def refuse_mixed(self, model_hash: str, block_size: int) -> None:
+        """Whether the live workers serve this very model in blocks of this size. Raises ModelError when one does not.
+
+        A cluster of two models would answer with the text of both: prefill's token from one, decode's from the other.
+        """
+        for status in await self.live():
+            if status.model_hash and (status.model_hash, status.block_size) != (model_hash, block_size):
+                raise ModelError(
+                    f"worker {status.worker_id} on {status.host} serves model {status.model_hash[:12]} in blocks of "
+                    f"{status.block_size} under the same Redis key prefix; this one is {model_hash[:12]} in blocks of "
+                    f"{block_size}. Stop that one, or set another PDQ_REDIS__KEY_PREFIX"
+                )
 
     async def leave(self, worker_id: str) -> None:
         """Forget the worker at once."""

@@ -327,6 +327,7 @@ async def _work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
+    await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
     self_test()
     pool = KVPool.allocate(layout, num_blocks, model.device)
     receiver = KVReceiver(layout.hash(model.model_hash), layout.block_bytes)

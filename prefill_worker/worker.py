@@ -309,6 +309,7 @@ async def _work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     layout, num_blocks = loaded.layout, loaded.num_blocks
+    await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
     self_test()
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
     sender = KVSender.create(

@@ -1,0 +1,47 @@
+"""Settings: what is unknown or out of bounds stops the start with a sentence."""
+
+import pytest
+
+from messages import ConfigError
+from settings import Settings, load_settings
+
+
+def test_defaults_hold_without_an_environment() -> None:
+    settings = load_settings()
+    assert (settings.api.port, settings.kv.block_size, settings.redis.key_prefix) == (8080, 16, "pdq")
+
+
+def test_every_knob_is_explained() -> None:
+    for name, section in Settings.model_fields.items():
+        for knob, field in type(section.default).model_fields.items():
+            assert field.description, f"{name}.{knob} has no sentence"
+
+
+def test_the_environment_sets_a_knob(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDQ_KV__BLOCK_SIZE", "32")
+    monkeypatch.setenv("PDQ_API__PORT", "9000")
+    settings = load_settings()
+    assert (settings.kv.block_size, settings.api.port) == (32, 9000)
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDQ_API__PORT", "9000")
+    assert load_settings({"api": {"port": 9001}}).api.port == 9001
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("PDQ_KV__BLOKSIZE", "32", "PDQ_KV__BLOKSIZE"),  # misspelt inside a section
+        ("PDQ_PROT", "1", "PDQ_PROT is no setting"),  # no section at all
+        ("PDQ_REDDIS__URL", "x", "PDQ_REDDIS__URL is no setting"),
+        ("PDQ_KV__BLOCK_SIZE", "17", "PDQ_KV__BLOCK_SIZE = 17: Input should be 16 or 32"),
+        ("PDQ_API__PORT", "99999", "PDQ_API__PORT = '99999'"),
+        ("PDQ_QUEUE__LEASE_S", "0", "PDQ_QUEUE__LEASE_S"),
+    ],
+)
+def test_a_bad_one_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as raised:
+        load_settings()
+    assert said in str(raised.value)
