@@ -3,14 +3,12 @@
 Each imports its room only when it is run, so that the API's process never holds torch.
 """
 
-import os
-import sys
-from typing import NoReturn
-
 import typer
 
 from cli.model import client_name, is_directory, resolve_blocking
 from cli.options import DtypeFlag, HostFlag, ModelFlag, PortFlag, RedisUrlFlag, settings_from
+from cli.worker_process import run_worker, set_up_threads
+from messages import Role
 from settings import Settings
 from telemetry import configure_logging, get_logger
 
@@ -32,30 +30,24 @@ def api(
     uvloop.run(serve(_with_model_directory(settings)))
 
 
-def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrlFlag = None) -> NoReturn:
+def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrlFlag = None) -> None:
     """Run a prefill worker: computes prompts, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
-    _let_idle_threads_sleep()
-    from prefill_worker.worker import main
+    set_up_threads()
+    from prefill_worker.worker import work
 
-    sys.exit(main(settings))
+    run_worker(settings, Role.PREFILL, settings.prefill.num_threads, work)
 
 
-def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrlFlag = None) -> NoReturn:
+def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrlFlag = None) -> None:
     """Run a decode worker: computes output tokens, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
-    _let_idle_threads_sleep()
-    from decode_worker.worker import main
+    set_up_threads()
+    from decode_worker.worker import work
 
-    sys.exit(main(settings))
-
-
-def _let_idle_threads_sleep() -> None:
-    """Before torch loads OpenMP: its threads spin at barriers by default, and workers that share cores then wait for
-    each other's spinning (two threads, two busy cores, 16 sequences: 1584 ms a step against 117 ms)."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    run_worker(settings, Role.DECODE, settings.decode.num_threads, work)
 
 
 def _with_model_directory(settings: Settings) -> Settings:

@@ -13,36 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from msgspec import structs
-
-from broker.client import Broker, open_broker
+from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.status_board import StatusBoard
 from decode_worker.scheduler import Demand, can_admit, plan_step
 from engine.block_space import BlockSpace
+from engine.continuation import event_of, sequence_of
 from engine.kv_pool import KVPool
-from engine.loading import LoadedModel, load
+from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner
-from engine.sampler import Sampled, choice_seed
+from engine.sampler import Sampled
 from engine.sequence import Sequence
-from engine.stopping import finish_reason
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from messages import (
     DecodeJob,
-    FinishReason,
     KVTransferFailed,
     Phase,
     PrefillJob,
     Release,
-    Role,
-    TokenEvent,
     WorkerState,
 )
 from settings import Settings
-from telemetry import configure_logging, get_logger
+from telemetry import get_logger
 
 log = get_logger()
 ResultT = TypeVar("ResultT")
@@ -129,7 +124,9 @@ class DecodeWorker:
 
     async def publish(self, batch: list[Running], sampled: list[Sampled]) -> None:
         """One round trip for the whole step; a refusal means that the sequence is no longer ours."""
-        events = [self.event_of(one, token) for one, token in zip(batch, sampled, strict=True)]
+        events = [
+            event_of(one.sequence, token, self.runner.eos_token_ids) for one, token in zip(batch, sampled, strict=True)
+        ]
         appends = [
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for one, event in zip(batch, events, strict=True)
@@ -172,7 +169,8 @@ class DecodeWorker:
 
     async def admit(self, claim: Claim[DecodeJob]) -> None:
         """Get the sequence's blocks and pull its KV into them; without its KV it goes back to prefill."""
-        job, sequence = claim.job, self.sequence_of(claim)
+        job, taken = claim.job, claim.taken
+        sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
             # Its last owner died in the middle of decoding: the offered KV is older than the published tokens.
             await self.release(job)
@@ -234,24 +232,6 @@ class DecodeWorker:
         """Sequences that are ours: running, pulled or being pulled."""
         return len(self.running) + len(self.joining) + self.num_pulling
 
-    def sequence_of(self, claim: Claim[DecodeJob]) -> Sequence:
-        """Prompt + published tokens."""
-        request, choice = claim.taken.request, claim.taken.choice
-        published = [event.token_id for event in claim.taken.events if event.token_id is not None]
-        return Sequence(
-            sequence_id=f"{request.request_id}:{choice}",
-            token_ids=[*request.prompt_token_ids, *published],
-            num_prompt_tokens=len(request.prompt_token_ids),
-            sampling=structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
-        )
-
-    def event_of(self, one: Running, token: Sampled) -> TokenEvent:
-        """The token as the stream carries it; terminal when it ends the sequence."""
-        if token.error:
-            return TokenEvent(finish_reason=FinishReason.ERROR, error=token.error, error_status=500)
-        reason = finish_reason(one.sequence, token.token_id, self.runner.eos_token_ids)
-        return TokenEvent(token.token_id, token.logprob, reason)
-
     def retire(self, one: Running) -> None:
         """The sequence leaves the batch."""
         self.running = [other for other in self.running if other is not one]
@@ -304,30 +284,11 @@ class DecodeWorker:
             self.free(one.sequence)
 
 
-def main(settings: Settings) -> int:
-    """Run a decode worker until SIGTERM; the process's exit code. Raises StartupError."""
-    board = StatusBoard(Role.DECODE)
-    configure_logging(settings.log, worker_id=board.worker_id)
-    asyncio.run(_serve(settings, board))
-    return 0
-
-
-async def _serve(settings: Settings, board: StatusBoard) -> None:
-    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
-        heartbeat.start()
-        try:
-            loaded = await asyncio.to_thread(load, settings, settings.decode.num_threads, board.say)
-            await _work(settings, board, broker, heartbeat, loaded)
-        finally:
-            heartbeat.stop()
-
-
-async def _work(
+async def work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
+    """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
-    await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
     self_test()
     pool = KVPool.allocate(layout, num_blocks, model.device)
     receiver = KVReceiver(layout.hash(model.model_hash), layout.block_bytes)

@@ -11,27 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from msgspec import structs
-
-from broker.client import Broker, open_broker
+from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
+from engine.continuation import event_of, sequence_of
 from engine.kv_pool import KVPool
-from engine.loading import LoadedModel, load
+from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
-from engine.sampler import Sampled, choice_seed
+from engine.sampler import Sampled
 from engine.sequence import Sequence
-from engine.stopping import finish_reason
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, Role, TokenEvent, WorkerState
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
 from prefill_worker.offers import Offers
 from prefill_worker.scheduler import plan_step
 from settings import Settings
-from telemetry import configure_logging, get_logger
+from telemetry import get_logger
 
 log = get_logger()
 ResultT = TypeVar("ResultT")
@@ -51,6 +49,11 @@ class Running:
     def remaining_tokens(self) -> int:
         """Tokens whose KV is yet to be computed."""
         return self.sequence.num_tokens - self.sequence.num_computed_tokens
+
+
+def running(claim: Claim[PrefillJob]) -> Running:
+    """The claim with its sequence, which has no blocks yet."""
+    return Running(claim, sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events))
 
 
 class PrefillWorker:
@@ -106,7 +109,7 @@ class PrefillWorker:
                 elif claim.taken.request.kind == "score":
                     await self.score(claim)
                 else:
-                    self.waiting.append(Running(claim, self.sequence_of(claim)))
+                    self.waiting.append(running(claim))
         while self.waiting and len(self.running) < self.settings.prefill.max_running and self.start(self.waiting[0]):
             self.running.append(self.waiting.popleft())
         if self.waiting and not self.running:
@@ -134,7 +137,8 @@ class PrefillWorker:
         """First tokens out at once; then the KV is offered and the sequence goes to decode."""
         if not done:
             return
-        events = [self.event_of(one, token) for one, token in done]
+        eos_token_ids = self.runner.eos_token_ids
+        events = [event_of(one.sequence, token, eos_token_ids) for one, token in done]
         appends = [
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for (one, _), event in zip(done, events, strict=True)
@@ -167,7 +171,7 @@ class PrefillWorker:
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
-        one = Running(claim, self.sequence_of(claim))
+        one = running(claim)
         while not self.start(one):
             await self.wait_for_blocks()
         score = await self.on_compute_thread(lambda: self.runner.score(one.sequence))
@@ -188,17 +192,6 @@ class PrefillWorker:
         """Whether every sequence that would be taken can be offered."""
         return len(self.offers) + len(self.running) + TAKE_COUNT <= self.settings.kv_transfer.max_offers
 
-    def sequence_of(self, claim: Claim[PrefillJob]) -> Sequence:
-        """Prompt + published tokens: a continuation is nothing special."""
-        request, choice = claim.taken.request, claim.taken.choice
-        published = [event.token_id for event in claim.taken.events if event.token_id is not None]
-        return Sequence(
-            sequence_id=f"{request.request_id}:{choice}",
-            token_ids=[*request.prompt_token_ids, *published],
-            num_prompt_tokens=len(request.prompt_token_ids),
-            sampling=structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
-        )
-
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
         cached = self.space.match(one.sequence.token_ids)
@@ -215,13 +208,6 @@ class PrefillWorker:
         self.space.free(one.sequence.block_table)
         one.sequence.block_table = []
         self.blocks_freed.set()
-
-    def event_of(self, one: Running, token: Sampled) -> TokenEvent:
-        """The token as the stream carries it; terminal when it ends the sequence."""
-        if token.error:
-            return TokenEvent(finish_reason=FinishReason.ERROR, error=token.error, error_status=500)
-        reason = finish_reason(one.sequence, token.token_id, self.runner.eos_token_ids)
-        return TokenEvent(token.token_id, token.logprob, reason)
 
     async def wait_for_blocks(self) -> None:
         """Until a block was freed, or long enough to show that the loop is alive."""
@@ -286,30 +272,11 @@ class PrefillWorker:
             await self.wait_for_blocks()
 
 
-def main(settings: Settings) -> int:
-    """Run a prefill worker until SIGTERM; the process's exit code. Raises StartupError."""
-    board = StatusBoard(Role.PREFILL)
-    configure_logging(settings.log, worker_id=board.worker_id)
-    asyncio.run(_serve(settings, board))
-    return 0
-
-
-async def _serve(settings: Settings, board: StatusBoard) -> None:
-    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
-        heartbeat.start()
-        try:
-            loaded = await asyncio.to_thread(load, settings, settings.prefill.num_threads, board.say)
-            await _work(settings, board, broker, heartbeat, loaded)
-        finally:
-            heartbeat.stop()
-
-
-async def _work(
+async def work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
+    """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks = loaded.layout, loaded.num_blocks
-    await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
     self_test()
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
     sender = KVSender.create(

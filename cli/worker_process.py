@@ -1,0 +1,46 @@
+"""What `pdq prefill` and `pdq decode` have in common: Redis, heartbeat, model, and then the room's own loop.
+
+Holds torch only once it runs.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from broker.client import Broker, open_broker
+from broker.heartbeat import Heartbeat
+from broker.status_board import StatusBoard
+from messages import Role
+from settings import Settings
+from telemetry import configure_logging
+
+# The last argument is the engine's LoadedModel, whose module holds torch.
+Work = Callable[[Settings, StatusBoard, Broker, Heartbeat, Any], Awaitable[None]]
+
+
+def set_up_threads() -> None:
+    """To be called before torch loads OpenMP. Its threads spin at barriers by default; workers that share cores then
+    wait for each other's spinning (two threads, two busy cores, 16 sequences: 1584 ms a step against 117 ms)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def run_worker(settings: Settings, role: Role, num_threads: int, work: Work) -> None:
+    """Be a worker of `role` until `work` returns, which it does on SIGTERM. Raises StartupError."""
+    board = StatusBoard(role)
+    configure_logging(settings.log, worker_id=board.worker_id)
+    asyncio.run(_run(settings, board, num_threads, work))
+
+
+async def _run(settings: Settings, board: StatusBoard, num_threads: int, work: Work) -> None:
+    from engine.loading import load
+
+    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
+        heartbeat.start()
+        try:
+            loaded = await asyncio.to_thread(load, settings, num_threads, board.say)
+            await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
+            await work(settings, board, broker, heartbeat, loaded)
+        finally:
+            heartbeat.stop()
