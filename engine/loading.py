@@ -10,6 +10,7 @@ from engine.kv_pool import KVLayout
 from engine.model import Model
 from engine.model_files import resolve_model
 from engine.weights import load_model
+from kernels import cpu_build
 from messages import ConfigError, DeviceError
 from settings import Settings
 
@@ -30,6 +31,8 @@ def load(settings: Settings, num_threads: int, report: Callable[[str], None]) ->
     torch.set_num_threads(num_threads or os.cpu_count() or 1)
     device = _device(settings)
     model_dir = resolve_model(settings.model, report)
+    if device.type == "cpu":
+        cpu_build.load(settings.model.cache_dir, report)
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"))
     layout = KVLayout(

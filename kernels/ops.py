@@ -1,21 +1,26 @@
 """The ops table: the few tensor operations that the model is made of, chosen once per device and dtype.
 
-The model calls nothing else that is worth a kernel, so a Triton or C++ implementation replaces an entry here and no
+The model calls nothing else that is worth a kernel, so another implementation replaces an entry here and no
 line of the model. `kernels/reference.py` holds the plain twins that every other implementation is compared with.
 Knows no model, no sequence and no scheduler.
 """
 
 from collections.abc import Callable
+from ctypes import CDLL
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import packed_linear, reference
-from kernels.packed_linear import Linear, LinearWeight, Pack
+from kernels import cpu_build, packed_linear, reference
+from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
+from kernels.packed_linear import TwofoldWeight
 from kernels.reference import PrefillMeta
 
-__all__ = ["LinearWeight", "Ops", "PrefillMeta", "select_ops"]
+LinearWeight = Tensor | TwofoldWeight | PanelWeight
+
+__all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +28,8 @@ class Ops:
     """One implementation of each operation. Shapes and formulas: the twins in `kernels/reference.py`."""
 
     # weight [out, in] -> whatever `linear` of this table takes as its weight; the model stores only that.
-    pack_linear: Pack
-    linear: Linear
+    pack_linear: Callable[[Tensor], LinearWeight]
+    linear: Callable[[Tensor, Any, Tensor | None], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rope: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
@@ -35,6 +40,12 @@ class Ops:
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     """The fastest table there is for tensors of `dtype` on `device`."""
+    library = cpu_build.load() if device.type == "cpu" and dtype in SUFFIXES else None
+    return plain_ops(device, dtype) if library is None else cpu_ops(library, dtype)
+
+
+def plain_ops(device: torch.device, dtype: torch.dtype) -> Ops:
+    """Torch's own operations: any device, any dtype."""
     pack, linear = packed_linear.select_linear(device, dtype)
     return Ops(
         pack_linear=pack,
@@ -45,4 +56,24 @@ def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         kv_write=reference.kv_write,
         attention_prefill=reference.attention_prefill,
         attention_decode=reference.attention_decode,
+    )
+
+
+def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
+    """The C++ kernels of `kernels/cpu/`: float32 or bfloat16 on this machine's CPU."""
+    kernels = CpuOps(library, dtype)
+    pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
+    linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
+    if packed_linear.has_bfloat16_units(dtype):
+        # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
+        pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
+    return Ops(
+        pack_linear=pack,
+        linear=linear,
+        rms_norm=kernels.rms_norm,
+        rope=kernels.rope,
+        silu_mul=kernels.silu_mul,
+        kv_write=kernels.kv_write,
+        attention_prefill=kernels.attention_prefill,
+        attention_decode=kernels.attention_decode,
     )

@@ -1,4 +1,4 @@
-"""Linear layers on a CPU: weights are laid out once for oneDNN, in a type that the CPU multiplies fast.
+"""Linear layers on a CPU without our C++ kernels: weights are laid out once for oneDNN, in a type it multiplies fast.
 
 `F.linear` re-lays a bf16 weight on every call, which costs 1.4x at 1 to 16 rows. Worse, a CPU without AVX512 emulates
 bf16 arithmetic, so that its cost grows with every row: all linears of SmolLM2-135M, AMD EPYC with AVX2, 1 thread, ms:
@@ -38,9 +38,14 @@ def select_linear(device: torch.device, dtype: torch.dtype) -> tuple[Pack, Linea
     """How weights of `dtype` are stored on `device`, and the linear that takes them so."""
     if device.type != "cpu" or not torch._C._has_mkldnn:
         return _as_is, _plain_linear
-    if dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if dtype == torch.float32 or has_bfloat16_units(dtype):
         return _pack, _packed_linear
     return _pack_twofold, _twofold_linear
+
+
+def has_bfloat16_units(dtype: torch.dtype) -> bool:
+    """Whether `dtype` is bfloat16 and this CPU multiplies it natively, through oneDNN."""
+    return dtype == torch.bfloat16 and torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _as_is(weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every entry of the ops table against a direct, dense formula in float64."""
+"""Every entry of the plain ops table against a direct, dense formula in float64."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.kv_pool import KVLayout, KVPool
-from kernels.ops import PrefillMeta, select_ops
+from kernels.ops import PrefillMeta, plain_ops
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -27,7 +27,7 @@ def assert_near(ours: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 33])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear(dtype: torch.dtype, num_rows: int, with_bias: bool) -> None:
-    ops = select_ops(CPU, dtype)
+    ops = plain_ops(CPU, dtype)
     x, weight, bias = randn(num_rows, 61, dtype=dtype), randn(37, 61, seed=1, dtype=dtype) / 8, randn(37, dtype=dtype)
     out = ops.linear(x, ops.pack_linear(weight), bias if with_bias else None)
     assert_near(out, x.double() @ weight.double().T + (bias.double() if with_bias else 0), dtype)
@@ -38,7 +38,7 @@ def test_linear(dtype: torch.dtype, num_rows: int, with_bias: bool) -> None:
 def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, weight = randn(*shape, dtype=dtype), randn(shape[-1], seed=1, dtype=dtype)
     wanted = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    assert_near(select_ops(CPU, dtype).rms_norm(x, weight, 1e-5), wanted, dtype)
+    assert_near(plain_ops(CPU, dtype).rms_norm(x, weight, 1e-5), wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,7 +46,7 @@ def test_rope_turns_pairs_by_the_angle(dtype: torch.dtype) -> None:
     q, k = randn(5, 6, 10, dtype=dtype), randn(5, 2, 10, seed=1, dtype=dtype)
     angles = randn(5, 5, seed=2).double()
     cos, sin = (torch.cat((part, part), -1).to(dtype) for part in (angles.cos(), angles.sin()))
-    for ours, x in zip(select_ops(CPU, dtype).rope(q, k, cos, sin), (q, k), strict=True):
+    for ours, x in zip(plain_ops(CPU, dtype).rope(q, k, cos, sin), (q, k), strict=True):
         turned = torch.complex(x.double()[..., :5], x.double()[..., 5:]) * torch.exp(1j * angles)[:, None]
         assert_near(ours, torch.cat((turned.real, turned.imag), -1), dtype)
 
@@ -55,7 +55,7 @@ def test_rope_turns_pairs_by_the_angle(dtype: torch.dtype) -> None:
 def test_silu_mul(dtype: torch.dtype) -> None:
     gate_up = randn(5, 22, dtype=dtype)
     gate, up = gate_up.double()[:, :11], gate_up.double()[:, 11:]
-    assert_near(select_ops(CPU, dtype).silu_mul(gate_up), gate / (1 + (-gate).exp()) * up, dtype)
+    assert_near(plain_ops(CPU, dtype).silu_mul(gate_up), gate / (1 + (-gate).exp()) * up, dtype)
 
 
 class Paged:
@@ -71,7 +71,7 @@ class Paged:
         self.values = [randn(n, self.num_kv_heads, self.head_dim, seed=n + 1, dtype=dtype) for n in lens]
         order = torch.randperm(64, generator=torch.Generator().manual_seed(3)).tolist()
         self.tables = [[order.pop() for _ in range(-(-n // block_size))] for n in lens]
-        self.ops = select_ops(CPU, dtype)
+        self.ops = plain_ops(CPU, dtype)
         self.scale = 1 / math.sqrt(self.head_dim)
 
     def slots(self, index: int, first: int, end: int) -> list[int]:

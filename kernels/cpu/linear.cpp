@@ -1,0 +1,232 @@
+// out = x @ weight.T + bias, with the weight in panels of 16 outputs.
+//
+// A panel lies [in][16]: step k of the product reads its 16 weights as they stand. In bfloat16 two outputs share a
+// 32-bit lane, output i below and output 8 + i above: a shift and a mask make floats of them.
+//
+// Every output is one chain of fused multiply-adds over k = 0, 1, ..., whatever tile it is computed in. So a row's
+// result has the same bits at any number of rows and threads, and that is a promise: no k is split, no order changed.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "simd.h"
+
+namespace pdq {
+namespace {
+
+constexpr int64_t PANEL = 16;
+// Sixteen registers: 12 sums, 2 weights, 1 broadcast x. 12 sums also hide the 4 cycles of a multiply-add.
+constexpr int MAX_ROWS = 6;
+// Rows whose x stays in the second-level cache beside a panel while all panels pass by.
+constexpr int64_t X_BLOCK_BYTES = 256 << 10;
+constexpr int64_t X_ALIGN = 16;
+constexpr int64_t PREFETCH_BYTES = 1024;
+// What one thread does in the time that waking a second one costs.
+constexpr double WAKE_S = 1e-4, BYTES_PER_S = 13e9, MULTIPLY_ADDS_PER_S = 37e9;
+
+struct Pair {
+    __m256 low, high;  // outputs 0..7 and 8..15
+};
+
+inline Pair weights_at(const BFloat16* panel) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)))};
+}
+
+inline Pair weights_at(const float* panel) { return {_mm256_loadu_ps(panel), _mm256_loadu_ps(panel + 8)}; }
+
+template <class T>
+inline int64_t place(int64_t output);  // where in a step of a panel an output's weight lies
+template <>
+inline int64_t place<BFloat16>(int64_t output) {
+    return output < 8 ? 2 * output : 2 * (output - 8) + 1;
+}
+template <>
+inline int64_t place<float>(int64_t output) {
+    return output;
+}
+
+template <class T>
+struct Job {
+    const float* x;  // [rows][x_stride]
+    int64_t x_stride;
+    const T* weight;  // [panels][in][16]
+    const T* bias;    // [outs] or null
+    T* out;           // [rows][outs]
+    int64_t rows, ins, outs;
+};
+
+template <class T>
+inline void finish(const Job<T>& job, int64_t row, int64_t output, __m256 sum) {
+    const int64_t count = job.outs - output;
+    if (count <= 0) return;
+    T* to = job.out + row * job.outs + output;
+    if (count >= 8) {
+        if (job.bias) sum = _mm256_add_ps(sum, load8(job.bias + output));
+        store8(to, sum);
+    } else {
+        if (job.bias) sum = _mm256_add_ps(sum, load_part(job.bias + output, count));
+        store_part(to, sum, count);
+    }
+}
+
+template <class T, int ROWS, int PANELS>
+void tile(const Job<T>& job, int64_t row, int64_t panel) {
+    __m256 sums[ROWS][PANELS][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 16
+        for (int p = 0; p < PANELS; p++) sums[r][p][0] = sums[r][p][1] = _mm256_setzero_ps();
+    const int64_t panel_size = job.ins * PANEL;
+    const T* weight = job.weight + panel * panel_size;
+    const float* x = job.x + row * job.x_stride;
+    for (int64_t k = 0; k < job.ins; k++) {
+        Pair pairs[PANELS];
+#pragma GCC unroll 16
+        for (int p = 0; p < PANELS; p++) {
+            const T* at = weight + p * panel_size + k * PANEL;
+            pairs[p] = weights_at(at);
+            // The panels are read once each, from memory: the hardware's own prefetch stops at every page.
+            if (ROWS <= 3) _mm_prefetch(reinterpret_cast<const char*>(at) + PREFETCH_BYTES, _MM_HINT_T0);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            const __m256 value = _mm256_broadcast_ss(x + r * job.x_stride + k);
+#pragma GCC unroll 16
+            for (int p = 0; p < PANELS; p++) {
+                sums[r][p][0] = _mm256_fmadd_ps(value, pairs[p].low, sums[r][p][0]);
+                sums[r][p][1] = _mm256_fmadd_ps(value, pairs[p].high, sums[r][p][1]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 16
+        for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 16
+            for (int half = 0; half < 2; half++)
+                finish(job, row + r, (panel + p) * PANEL + half * 8, sums[r][p][half]);
+}
+
+// ROWS rows of panels [first, end), as many at once as there are registers for.
+template <class T, int ROWS>
+void panels(const Job<T>& job, int64_t row, int64_t first, int64_t end) {
+    constexpr int AT_ONCE = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
+    for (; first + AT_ONCE <= end; first += AT_ONCE) tile<T, ROWS, AT_ONCE>(job, row, first);
+    for (; first < end; first++) tile<T, ROWS, 1>(job, row, first);
+}
+
+template <class T>
+void rows_of_panels(const Job<T>& job, int64_t row, int64_t num_rows, int64_t first, int64_t end) {
+    switch (num_rows) {
+        case 1: return panels<T, 1>(job, row, first, end);
+        case 2: return panels<T, 2>(job, row, first, end);
+        case 3: return panels<T, 3>(job, row, first, end);
+        case 4: return panels<T, 4>(job, row, first, end);
+        case 5: return panels<T, 5>(job, row, first, end);
+        case 6: return panels<T, 6>(job, row, first, end);
+    }
+}
+
+// Rows [row, end) of panels [first, last): tiles of nearly equal height, a panel for all of them before the next.
+template <class T>
+void block(const Job<T>& job, int64_t row, int64_t end, int64_t first, int64_t last) {
+    const int64_t rows = end - row, tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    if (tiles == 1) return rows_of_panels(job, row, rows, first, last);
+    for (int64_t panel = first; panel < last; panel++)
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t begin = row + rows * t / tiles;
+            rows_of_panels(job, begin, row + rows * (t + 1) / tiles - begin, panel, panel + 1);
+        }
+}
+
+// x as floats, rows apart by a stride that is no power of two: rows a page apart would share cache sets.
+class Rows {
+  public:
+    ~Rows() { std::free(memory_); }
+    float* of(int64_t floats) {
+        if (floats > size_) {
+            std::free(memory_);
+            memory_ = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+            size_ = floats;
+        }
+        return memory_;
+    }
+
+  private:
+    float* memory_ = nullptr;
+    int64_t size_ = 0;
+};
+
+template <class T>
+void to_floats(const T* x, float* to, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) store8(to + i, load8(x + i));
+    if (i < count) store_part(to + i, load_part(x + i, count - i), count - i);
+}
+
+template <class T>
+int threads_for(int64_t rows, int64_t ins, int64_t outs, int threads) {
+    const double weights = static_cast<double>(ins) * static_cast<double>(outs);
+    const double one_thread_s =
+        std::max(weights * sizeof(T) / BYTES_PER_S, weights * static_cast<double>(rows) / MULTIPLY_ADDS_PER_S);
+    return one_thread_s < WAKE_S ? 1 : threads;
+}
+
+template <class T>
+void linear(const T* x, int64_t x_stride, const T* weight, const T* bias, T* out, int64_t rows, int64_t ins,
+            int64_t outs, int threads) {
+    thread_local Rows scratch;
+    const int64_t stride = (ins + X_ALIGN - 1) / X_ALIGN * X_ALIGN + X_ALIGN;
+    const int64_t num_panels = (outs + PANEL - 1) / PANEL;
+    float* floats = scratch.of(rows * stride);
+    threads = threads_for<T>(rows, ins, outs, threads);
+    const Job<T> job{floats, stride, weight, bias, out, rows, ins, outs};
+    const int64_t block_rows =
+        std::max<int64_t>(2, X_BLOCK_BYTES / (stride * int64_t(sizeof(float)) * MAX_ROWS)) * MAX_ROWS;
+    if (rows < 16)
+        for (int64_t row = 0; row < rows; row++) to_floats(x + row * x_stride, floats + row * stride, ins);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (rows >= 16) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; row++) to_floats(x + row * x_stride, floats + row * stride, ins);
+        }
+        const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
+        const int64_t first = num_panels * me / team, last = num_panels * (me + 1) / team;
+        for (int64_t row = 0; row < rows; row += block_rows)
+            block(job, row, std::min(rows, row + block_rows), first, last);
+    }
+}
+
+template <class T>
+void pack(const T* weight, T* packed, int64_t ins, int64_t outs, int threads) {
+    const int64_t num_panels = (outs + PANEL - 1) / PANEL;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t panel = 0; panel < num_panels; panel++) {
+        T* to = packed + panel * ins * PANEL;
+        std::memset(to, 0, ins * PANEL * sizeof(T));
+        for (int64_t i = 0; i < std::min(PANEL, outs - panel * PANEL); i++) {
+            const T* from = weight + (panel * PANEL + i) * ins;
+            for (int64_t k = 0; k < ins; k++) to[k * PANEL + place<T>(i)] = from[k];
+        }
+    }
+}
+
+}  // namespace
+}  // namespace pdq
+
+#define PDQ_LINEAR(NAME, T)                                                                                          \
+    PDQ_EXPORT void pdq_linear_##NAME(const T* x, int64_t x_stride, const T* weight, const T* bias, T* out,          \
+                                      int64_t rows, int64_t ins, int64_t outs, int threads) {                        \
+        pdq::linear(x, x_stride, weight, bias, out, rows, ins, outs, threads);                                       \
+    }                                                                                                                \
+    PDQ_EXPORT void pdq_linear_pack_##NAME(const T* weight, T* packed, int64_t ins, int64_t outs, int threads) {     \
+        pdq::pack(weight, packed, ins, outs, threads);                                                               \
+    }
+
+PDQ_LINEAR(bf16, pdq::BFloat16)
+PDQ_LINEAR(f32, float)
