@@ -3,8 +3,9 @@
 added latency = p50 of TTFT over HTTP (one request at a time, nothing else running)
                 minus p50 of the prefill of the same prompts in this process (same model, dtype and thread count).
 
-The HTTP half runs first and alone, then the in-process half: run together they would disturb each other. This file must
-not know torch; the in-process half is handed in as a function.
+The two ways take turns, prompt by prompt: a machine's speed drifts by more than what is measured here, and both ways
+then find the caches and the clocks as the other one left them. Neither runs while the other does. This file must not
+know torch; the in-process prefill is handed in as a function.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,39 +41,26 @@ def compare(ttfts_s: Sequence[float], prefills_s: Sequence[float]) -> QueuePath:
     return QueuePath(http, in_process, http.p50 - in_process.p50, paired)
 
 
-async def measure_http(load: Load, group: Group, num_warmup: int, on_end: Callable[[], None]) -> list[float]:
-    """TTFT in seconds of each request, one at a time. Raises QueuePathFailed when one fails.
+async def measure_in_turn(
+    load: Load, group: Group, num_warmup: int, prefill: Callable[[list[int]], float], on_end: Callable[[], None]
+) -> tuple[list[float], list[float]]:
+    """(TTFT over HTTP, seconds that `prefill` takes) of every prompt, in order. Raises QueuePathFailed.
 
     Warm-up requests have indexes above the measured ones, so that their prompts are others.
     """
     assert group.num_requests is not None
     measured = range(group.num_requests)
     warmup = range(group.num_requests, group.num_requests + num_warmup)
-    ttfts_s = []
+    ttfts_s, prefills_s = [], []
     for index in (*warmup, *measured):
-        record = await send_request(load, group, index, build_body(load, group, index))
-        ttft_s = _checked_ttft_s(record)
+        ttft_s = _checked_ttft_s(await send_request(load, group, index, build_body(load, group, index)))
+        prompt = load.prompts.prompt(group.name, index, group.prompt_tokens, group.shared_prefix_tokens)
+        prefill_s = prefill(prompt)  # blocks the event loop: nothing else is to run
         if index in measured:
             ttfts_s.append(ttft_s)
+            prefills_s.append(prefill_s)
         on_end()
-    return ttfts_s
-
-
-def measure_in_process(
-    load: Load, group: Group, num_warmup: int, prefill: Callable[[list[int]], float], on_end: Callable[[], None]
-) -> list[float]:
-    """Seconds that `prefill` takes for each of the prompts `measure_http` sent, in the same order."""
-    assert group.num_requests is not None
-    measured = range(group.num_requests)
-    warmup = range(group.num_requests, group.num_requests + num_warmup)
-    times_s = []
-    for index in (*warmup, *measured):
-        prompt = load.prompts.prompt(group.name, index, group.prompt_tokens, group.shared_prefix_tokens)
-        time_s = prefill(prompt)
-        if index in measured:
-            times_s.append(time_s)
-        on_end()
-    return times_s
+    return ttfts_s, prefills_s
 
 
 def _checked_ttft_s(record: RequestRecord) -> float:

@@ -1,6 +1,7 @@
 """`pdq bench queue-path` on the command line: options and printing around `queue_path.py`."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from bench.options import (
     Url,
 )
 from bench.prompts import PromptSource, prompt_source
-from bench.queue_path import QueuePath, compare, measure_http, measure_in_process
+from bench.queue_path import QueuePath, compare, measure_in_turn
 from bench.result import FORMAT_VERSION, command_line, write_json
 from bench.step_bar import StepBar
 from bench.table import describe
@@ -60,15 +61,18 @@ def queue_path(
     machine = read_machine()
     with exit_status():
         prompts = prompt_source(prompt_seed, min_token_id, max_token_id)
+        from engine.threads import let_idle_threads_sleep
+
         settings = load_settings({"model": {"path": model}} if model else None)
-        load, ttfts_s = uvloop.run(_http_half(console, url, style, prompts, idle_timeout_s, group, warmup))
-        # torch comes with it: imported only now, so that nothing of it falls into the HTTP half.
-        from bench.in_process import InProcessPrefill
+        let_idle_threads_sleep()  # as the worker's do
+        from bench.in_process import InProcessPrefill  # torch comes with it
 
         threads = settings.prefill.num_threads if num_threads is None else num_threads
         in_process = InProcessPrefill(settings, prompt_tokens, threads, _report_to(console))
-        with StepBar(console, "in process", num_requests + warmup) as bar:
-            prefills_s = measure_in_process(load, group, warmup, in_process.prefill, bar.advance)
+        with StepBar(console, "in turn", num_requests + warmup) as bar:
+            ttfts_s, prefills_s = uvloop.run(
+                _measure(url, style, prompts, idle_timeout_s, group, warmup, in_process.prefill, bar.advance)
+            )
     result = compare(ttfts_s, prefills_s)
     _print(console, f"{label or 'queue path'} · {describe(group)} · {in_process.description}", result)
     if json_file is not None:
@@ -91,20 +95,19 @@ def queue_path(
             write_json(document, json_file)
 
 
-async def _http_half(
-    console: Console,
+async def _measure(
     url: str,
     style: StyleName,
     prompts: PromptSource,
     idle_timeout_s: float,
     group: Group,
     num_warmup: int,
-) -> tuple[Load, list[float]]:
+    prefill: Callable[[list[int]], float],
+    on_end: Callable[[], None],
+) -> tuple[list[float], list[float]]:
     wire = STYLES[style]
     load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
-    assert group.num_requests is not None
-    with StepBar(console, "over HTTP", group.num_requests + num_warmup) as bar:
-        return load, await measure_http(load, group, num_warmup, bar.advance)
+    return await measure_in_turn(load, group, num_warmup, prefill, on_end)
 
 
 class _report_to:

@@ -7,7 +7,7 @@ import typer
 
 from cli.model import client_name, is_directory, resolve_blocking
 from cli.options import DtypeFlag, HostFlag, ModelFlag, PortFlag, RedisUrlFlag, settings_from
-from cli.worker_process import run_worker, set_up_threads
+from cli.worker_process import run_worker
 from messages import Role
 from settings import Settings
 from telemetry import configure_logging, get_logger
@@ -34,7 +34,9 @@ def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUr
     """Run a prefill worker: computes prompts, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
-    set_up_threads()
+    from engine.threads import let_idle_threads_sleep
+
+    let_idle_threads_sleep()
     from prefill_worker.worker import work
 
     run_worker(settings, Role.PREFILL, settings.prefill.num_threads, work)
@@ -44,7 +46,9 @@ def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrl
     """Run a decode worker: computes output tokens, any number of them per cluster."""
     settings = settings_from(model=model, dtype=dtype, redis_url=redis_url)  # before any slow import
 
-    set_up_threads()
+    from engine.threads import let_idle_threads_sleep
+
+    let_idle_threads_sleep()
     from decode_worker.worker import work
 
     run_worker(settings, Role.DECODE, settings.decode.num_threads, work)

@@ -4,7 +4,6 @@ Holds torch only once it runs.
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,13 +16,6 @@ from telemetry import configure_logging
 
 # The last argument is the engine's LoadedModel, whose module holds torch.
 Work = Callable[[Settings, StatusBoard, Broker, Heartbeat, Any], Awaitable[None]]
-
-
-def set_up_threads() -> None:
-    """To be called before torch loads OpenMP. Its threads spin at barriers by default; workers that share cores then
-    wait for each other's spinning (two threads, two busy cores, 16 sequences: 1584 ms a step against 117 ms)."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # a few microseconds: what lies between two operations of a step
 
 
 def run_worker(settings: Settings, role: Role, num_threads: int, work: Work) -> None:

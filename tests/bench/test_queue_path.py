@@ -8,21 +8,33 @@ from bench import lightllm_style
 from bench.http_stream import resolve
 from bench.load import Load
 from bench.prompts import PromptSource
-from bench.queue_path import QueuePathFailed, compare, measure_http, measure_in_process
+from bench.queue_path import QueuePathFailed, compare, measure_in_turn
 from bench.workload import Concurrency, Group
 from tests.bench.scripted_server import Script, Server, scripted_server
 
 GROUP = Group("queue-path", Concurrency(1), prompt_tokens=40, output_tokens=3, num_requests=5)
 
 
-def measure(script: Script) -> tuple[list[float], Load, Server]:
-    async def main() -> tuple[list[float], Load, Server]:
+def measure(script: Script) -> tuple[list[float], list[float], list[list[int]], Server]:
+    """(TTFTs, prefill times, prompts that were prefilled, the server)."""
+    prefilled: list[list[int]] = []
+
+    def prefill(prompt: list[int]) -> float:
+        prefilled.append(prompt)
+        assert len(server_of[0].bodies) == len(prefilled)  # in turn
+        return float(len(prefilled))
+
+    server_of: list[Server] = []
+
+    async def main() -> tuple[list[float], list[float]]:
         async with scripted_server(lambda index: script) as server:
+            server_of.append(server)
             target = await resolve(server.url, lightllm_style.PATH)
             load = Load(target, lightllm_style, PromptSource(1), 10.0)
-            return await measure_http(load, GROUP, 2, lambda: None), load, server
+            return await measure_in_turn(load, GROUP, 2, prefill, lambda: None)
 
-    return asyncio.run(main())
+    ttfts_s, prefills_s = asyncio.run(main())
+    return ttfts_s, prefills_s, prefilled, server_of[0]
 
 
 def test_difference_is_p50_minus_p50() -> None:
@@ -38,20 +50,13 @@ def test_halves_must_be_equally_long() -> None:
         compare([0.1, 0.2], [0.1])
 
 
-def test_both_halves_see_the_same_prompts_in_order_and_warm_up_is_left_out() -> None:
-    ttfts_s, load, server = measure(Script())
+def test_both_ways_see_the_same_prompts_in_turn_and_warm_up_is_left_out() -> None:
+    ttfts_s, prefills_s, prefilled, server = measure(Script())
     assert len(ttfts_s) == 5
     assert server.most_open == 1
-    seen: list[list[int]] = []
-
-    def prefill(prompt: list[int]) -> float:
-        seen.append(prompt)
-        return float(len(seen))
-
-    times_s = measure_in_process(load, GROUP, 2, prefill, lambda: None)
-    assert times_s == [3.0, 4.0, 5.0, 6.0, 7.0]
-    assert seen == [body["inputs"] for body in server.bodies]
-    assert len({tuple(prompt) for prompt in seen}) == 7
+    assert prefills_s == [3.0, 4.0, 5.0, 6.0, 7.0]
+    assert prefilled == [body["inputs"] for body in server.bodies]
+    assert len({tuple(prompt) for prompt in prefilled}) == 7
 
 
 def test_a_failed_request_ends_it() -> None:
