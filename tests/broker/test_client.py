@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fakeredis
 import pytest
 
 from broker.client import REDIS_AWAY, assemble_broker, display_url
@@ -90,7 +91,6 @@ def test_keys_of_two_prefixes_and_of_requests_never_meet() -> None:
 
 
 def test_the_broker_runs_on_fakeredis() -> None:
-    fakeredis = pytest.importorskip("fakeredis")
 
     async def main() -> None:
         client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer())
