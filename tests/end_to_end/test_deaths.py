@@ -29,8 +29,9 @@ def ids(frames: list[dict]) -> list[int]:  # type: ignore[type-arg]
     return [frame["token"]["id"] for frame in frames]
 
 
-@pytest.mark.parametrize("parameters", [{}, SEEDED], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    ("number", "parameters"), [(signal.SIGKILL, SEEDED), (signal.SIGSTOP, {})], ids=["killed-seeded", "stopped-greedy"]
+)
 def test_a_decode_worker_goes_mid_stream(pair: Cluster, number: signal.Signals, parameters: dict[str, object]) -> None:
     expected = ids(list(pair.stream(PROMPT, max_new_tokens=NUM_TOKENS, ignore_eos=True, **parameters)))
     frames = []

@@ -48,9 +48,9 @@ def test_serve_answers_and_leaves_nothing(tmp_path: Path, demo_dir: Path, number
             os.killpg(serve.pid, signal.SIGKILL)
 
 
-def test_a_crashed_worker_is_restarted(tmp_path: Path, demo_dir: Path) -> None:
+def test_a_crashed_worker_is_restarted(tmp_path: Path, tiny_dir: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
-    command = [sys.executable, "-m", "cli", "serve", "--model", str(demo_dir), "--port", str(port)]
+    command = [sys.executable, "-m", "cli", "serve", "--model", str(tiny_dir), "--port", str(port)]
     env = os.environ | {"PDQ_KV__POOL_BYTES": str(128 << 20)}
     with log.open("wb") as out:
         serve = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=env, start_new_session=True)
