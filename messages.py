@@ -199,6 +199,19 @@ class KVHandle(msgspec.Struct, frozen=True, array_like=True):
     block_ids: list[int]
 
 
+class PoolExport(msgspec.Struct, frozen=True, array_like=True):
+    """How an owner's pool can be reached; said once per pool, not per request."""
+
+    worker_id: str
+    pool: str  # name of the head's segment in /dev/shm
+    pool_epoch: int
+    host_id: str  # equal exactly where /dev/shm is shared: boot id and IPC namespace
+    device: str  # where the blocks lie: "cpu", or a GPU's UUID ("GPU-..."), never an index
+    block_bytes: int
+    num_blocks: int
+    addresses: dict[str, bytes] = {}  # transport kind -> what its puller needs besides
+
+
 class DecodeJob(msgspec.Struct, frozen=True, array_like=True):
     """Prefill worker -> decode queue: the KV of all tokens but the last published one is offered."""
 

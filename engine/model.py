@@ -90,22 +90,25 @@ class Model:
         token_ids, positions, slot_mapping: int64 [T]; slot = block_id * block_size + place in the block.
         -> [T, hidden], before the final norm.
         """
-        config, ops, eps = self.config, self._ops, self.config.rms_norm_eps
+        config, ops = self.config, self._ops
         heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         cos, sin = self._rotation(positions)
-        hidden = self._weights.embedding[token_ids]
+        residual = self._weights.embedding[token_ids]
+        added: Tensor | None = None  # what the last block gives to the residual stream
         for index, layer in enumerate(self._weights.layers):
-            normed = ops.rms_norm(hidden, layer.input_norm, eps)
+            normed, residual = self._add_norm(added, residual, layer.input_norm)
             qkv = self._linear(normed, layer.qkv).view(-1, sum(heads), config.head_dim)
             q, k, v = torch.split(qkv, heads, dim=1)
             if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
-            q, k = ops.rope(q, k, cos, sin)
+                q, k = ops.norm_rope(q, k, layer.q_norm, layer.k_norm, config.rms_norm_eps, cos, sin)
+            else:
+                q, k = ops.rope(q, k, cos, sin)
             attended = self._attention(index, q, k, v, slot_mapping, meta, pool)
-            hidden = hidden + self._linear(attended.reshape(attended.shape[0], -1), layer.output)
-            normed = ops.rms_norm(hidden, layer.post_norm, eps)
-            hidden = hidden + self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down)
-        return hidden
+            added = self._linear(attended.reshape(attended.shape[0], -1), layer.output)
+            normed, residual = self._add_norm(added, residual, layer.post_norm)
+            added = self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down)
+        assert added is not None, "a model has layers"
+        return residual + added
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [N, hidden] of `forward`, of tokens whose successor is wanted -> float32 [N, vocab]"""
@@ -146,6 +149,12 @@ class Model:
         angles = torch.cat((half, half), dim=-1)
         factor = self.config.rope.attention_factor
         return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
+
+    def _add_norm(self, added: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the new residual, the new residual); there is nothing to add before the first layer."""
+        if added is None:
+            return self._ops.rms_norm(residual, weight, self.config.rms_norm_eps), residual
+        return self._ops.add_rms_norm(added, residual, weight, self.config.rms_norm_eps)
 
     def _final_norm(self, hidden: Tensor) -> Tensor:
         return self._ops.rms_norm(hidden, self._weights.final_norm, self.config.rms_norm_eps)

@@ -125,10 +125,11 @@ class ModelRunner:
             [chunk.sequence.num_computed_tokens for chunk in chunks],
             [chunk.num_tokens for chunk in chunks],
         )
-        meta = PrefillMeta(
-            cu_seqlens_q=cu_seqlens_q,
-            context_lens=[chunk.sequence.num_computed_tokens for chunk in chunks],
-            block_tables=[self._tensor(chunk.sequence.block_table) for chunk in chunks],
+        meta = PrefillMeta.of(
+            cu_seqlens_q,
+            [chunk.sequence.num_computed_tokens for chunk in chunks],
+            [chunk.sequence.block_table for chunk in chunks],
+            self.model.device,
         )
         hidden = self.model.forward(
             self._tensor(token_ids), self._tensor(positions), self._tensor(slots), meta, self.pool

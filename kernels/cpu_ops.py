@@ -122,12 +122,23 @@ class CpuOps:
         )
         return out
 
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`reference.add_rms_norm`"""
+        residual = residual + x
+        return self.rms_norm(residual, weight, eps), residual
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """`reference.rope`"""
         tokens, head_dim = cos.shape
         assert cos.dtype == sin.dtype == self.dtype and cos.is_contiguous() and sin.is_contiguous()
         assert sin.shape == cos.shape and head_dim % 2 == 0
         return self._rotated(q, cos, sin), self._rotated(k, cos, sin)
+
+    def norm_rope(
+        self, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`reference.norm_rope`"""
+        return self.rope(self.rms_norm(q, q_weight, eps), self.rms_norm(k, k_weight, eps), cos, sin)
 
     def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check(x)

@@ -31,7 +31,9 @@ class Ops:
     pack_linear: Callable[[Tensor], LinearWeight]
     linear: Callable[[Tensor, Any, Tensor | None], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rope: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    norm_rope: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor], tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
@@ -51,7 +53,9 @@ def plain_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         pack_linear=pack,
         linear=linear,
         rms_norm=reference.rms_norm,
+        add_rms_norm=reference.add_rms_norm,
         rope=reference.rope,
+        norm_rope=reference.norm_rope,
         silu_mul=reference.silu_mul,
         kv_write=reference.kv_write,
         attention_prefill=reference.attention_prefill,
@@ -71,7 +75,9 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         pack_linear=pack,
         linear=linear,
         rms_norm=kernels.rms_norm,
+        add_rms_norm=kernels.add_rms_norm,
         rope=kernels.rope,
+        norm_rope=kernels.norm_rope,
         silu_mul=kernels.silu_mul,
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,

@@ -15,11 +15,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PrefillMeta:
-    """Where the sequences of a packed prefill begin, and what of each is in the cache already."""
+    """Where the sequences of a packed prefill begin, and what of each is in the cache already.
+
+    Lists are what the host sizes its launches by, tensors are the same for kernels.
+    """
 
     cu_seqlens_q: list[int]  # num_seqs + 1 prefix sums of new tokens, from 0
     context_lens: list[int]  # tokens of each sequence that are in the cache
-    block_tables: list[Tensor]  # per sequence int64 [num_blocks_of_it], on the device
+    block_tables: Tensor  # int32 [num_seqs, max_blocks] on the device, padded with blocks of the same sequence
+    cu_seqlens_q_device: Tensor  # int32 [num_seqs + 1]
+    context_lens_device: Tensor  # int32 [num_seqs]
+
+    @classmethod
+    def of(
+        cls, cu_seqlens_q: list[int], context_lens: list[int], block_tables: list[list[int]], device: torch.device
+    ) -> "PrefillMeta":
+        """block_tables: per sequence the blocks of its context and its new tokens, at least one."""
+        longest = max(map(len, block_tables), default=0)
+        padded = [table + table[:1] * (longest - len(table)) for table in block_tables]
+
+        def on_device(values: list[int] | list[list[int]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        return cls(cu_seqlens_q, context_lens, on_device(padded), on_device(cu_seqlens_q), on_device(context_lens))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,10 +50,29 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """residual' = residual + x, rounded to their type; -> (rms_norm(residual'), residual')    x, residual: [T, hidden]
+
+    `residual` may be overwritten with the sum; nobody reads the old one again.
+    """
+    residual = residual + x
+    return rms_norm(residual, weight, eps), residual
+
+
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """x * cos + (-x[D/2:], x[:D/2]) * sin on q [T, H, D] and k [T, KVH, D]; cos, sin: [T, D], both halves equal."""
+    """x * cos + (-x[D/2:], x[:D/2]) * sin on q [T, H, D] and k [T, KVH, D]; cos, sin: [T, D], both halves equal.
+
+    An implementation may turn q and k where they lie and return them.
+    """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`rope` of every head's `rms_norm` (Qwen3's qk_norm). q_weight, k_weight: [D]; the norm is rounded to q's type."""
+    return rope(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -119,7 +156,7 @@ def _gather_context(cache: Tensor, block_table: Tensor, first: int, end: int) ->
     """Tokens [first, end) of a sequence out of its blocks. -> [KVH, end - first, D]"""
     block_size = cache.shape[2]
     first_block = first // block_size
-    wanted = block_table[first_block : -(-end // block_size)]
+    wanted = block_table[first_block : -(-end // block_size)].long()
     gathered = _gather_blocks(cache, wanted.unsqueeze(0)).squeeze(0)
     return gathered[:, first - first_block * block_size : end - first_block * block_size]
 

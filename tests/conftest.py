@@ -1,5 +1,6 @@
 """Fixtures every room may use: one real redis-server per session, a fresh key prefix per test."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,9 @@ import redis
 
 from broker.client import Broker, open_broker
 from settings import QueueSettings, RedisSettings, StreamSettings
+
+# Read by `triton.jit` when a kernel is defined: kernels run under the interpreter here, as there is no GPU for them.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 OpenTestBroker = Callable[..., AbstractAsyncContextManager[Broker]]
 

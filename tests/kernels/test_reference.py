@@ -140,7 +140,7 @@ def test_attention_prefill(dtype: torch.dtype, window: int | None) -> None:
         keys.append(paged.keys[index][context_len:])
         values.append(paged.values[index][context_len:])
         cu_seqlens_q.append(cu_seqlens_q[-1] + length - context_len)
-    meta = PrefillMeta(cu_seqlens_q, context_lens, [torch.tensor(table) for table in paged.tables])
+    meta = PrefillMeta.of(cu_seqlens_q, context_lens, paged.tables, CPU)
     out = paged.ops.attention_prefill(
         torch.cat(queries), torch.cat(keys), torch.cat(values), paged.key_cache, paged.value_cache,
         meta, paged.scale, window,

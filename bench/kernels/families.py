@@ -1,0 +1,13 @@
+"""Which kernel families there are, by the stem of their file in kernels/gpu/; each module here says its cases."""
+
+from importlib import import_module
+
+from bench.kernels.case import KernelCase
+
+FAMILIES = ("rms_norm",)
+
+
+def cases_of(family: str) -> list[KernelCase]:
+    """The production shapes of one family: what is compiled, timed and checked on a GPU."""
+    cases: list[KernelCase] = import_module(f"bench.kernels.{family}").cases()
+    return cases
