@@ -84,6 +84,7 @@ class TransferSettings(Section):
 class PrefillSettings(Section):
     """The prefill worker's loop."""
 
+    tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one prefill worker splits over.")
     token_budget: Count = Field(512, description="Most prompt tokens computed in one step (chunked prefill).")
     max_running: Count = Field(64, description="Most sequences in prefill at once.")
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
@@ -92,8 +93,24 @@ class PrefillSettings(Section):
 class DecodeSettings(Section):
     """The decode worker's loop."""
 
+    tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one decode worker splits over.")
     max_running: Count = Field(64, description="Most sequences in the running batch.")
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
+
+
+class GpuSettings(Section):
+    """Which GPUs of a node a worker takes for itself."""
+
+    lease: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: a worker leases its GPUs where there are any, unless PDQ_MODEL__DEVICE is cpu."
+    )
+    lease_dir: Path = Field(
+        Path("~/.cache/pdq/gpu-leases"),
+        description="Lock files of the leases; every worker of a node has to see the same directory.",
+    )
+    lease_retry_s: Seconds = Field(1.0, description="How often a worker without a GPU looks for a free one.")
+    uuids: str = Field("", description="Comma-separated UUIDs of the GPUs that may be leased; empty: every GPU.")
+    share: Count = Field(1, description="Workers per GPU; each takes its share of PDQ_KV__GPU_MEMORY_FRACTION.")
 
 
 class QueueSettings(Section):
@@ -158,6 +175,7 @@ class Settings(BaseSettings):
     kv_transfer: TransferSettings = TransferSettings()
     prefill: PrefillSettings = PrefillSettings()
     decode: DecodeSettings = DecodeSettings()
+    gpu: GpuSettings = GpuSettings()
     queue: QueueSettings = QueueSettings()
     stream: StreamSettings = StreamSettings()
     api: ApiSettings = ApiSettings()

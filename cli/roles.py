@@ -39,7 +39,7 @@ def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUr
     let_idle_threads_sleep()
     from prefill_worker.worker import work
 
-    run_worker(settings, Role.PREFILL, settings.prefill.num_threads, work)
+    run_worker(settings, Role.PREFILL, work)
 
 
 def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrlFlag = None) -> None:
@@ -51,7 +51,7 @@ def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrl
     let_idle_threads_sleep()
     from decode_worker.worker import work
 
-    run_worker(settings, Role.DECODE, settings.decode.num_threads, work)
+    run_worker(settings, Role.DECODE, work)
 
 
 def _with_model_directory(settings: Settings) -> Settings:

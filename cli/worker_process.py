@@ -10,6 +10,7 @@ from typing import Any
 from broker.client import Broker, open_broker
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
+from cli.gpu_placement import place
 from messages import Role
 from settings import Settings
 from telemetry import configure_logging
@@ -18,22 +19,27 @@ from telemetry import configure_logging
 Work = Callable[[Settings, StatusBoard, Broker, Heartbeat, Any], Awaitable[None]]
 
 
-def run_worker(settings: Settings, role: Role, num_threads: int, work: Work) -> None:
+def run_worker(settings: Settings, role: Role, work: Work) -> None:
     """Be a worker of `role` until `work` returns, which it does on SIGTERM. Raises StartupError."""
     board = StatusBoard(role)
     configure_logging(settings.log, worker_id=board.worker_id)
-    asyncio.run(_run(settings, board, num_threads, work))
+    loop = settings.prefill if role is Role.PREFILL else settings.decode
+    asyncio.run(_run(settings, board, loop.num_threads, loop.tensor_parallel, work))
 
 
-async def _run(settings: Settings, board: StatusBoard, num_threads: int, work: Work) -> None:
+async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_gpus: int, work: Work) -> None:
     from engine.loading import load
 
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
         heartbeat.start()
+        lease = None
         try:
+            lease = await place(settings.gpu, settings.model, num_gpus, board)
             loaded = await asyncio.to_thread(load, settings, num_threads, board.say)
             await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
             await work(settings, board, broker, heartbeat, loaded)
         finally:
             heartbeat.stop()
+            if lease is not None:
+                lease.release()

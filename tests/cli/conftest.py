@@ -1,8 +1,10 @@
 """Stand-in children: tiny shells that do one thing, and a log of what the supervisor says."""
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,18 @@ def log() -> Log:
 def shell(name: str, script: str, stop_order: int = 0, stop_within_s: float = 8.0) -> ChildSpec:
     """A child that runs a script of sh."""
     return ChildSpec(name, ("/bin/sh", "-c", script), stop_order=stop_order, stop_within_s=stop_within_s)
+
+
+@pytest.fixture(scope="session")
+def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a libnvidia-ml.so.1 that has as many GPUs as PDQ_FAKE_GPUS says."""
+    directory = tmp_path_factory.mktemp("nvml")
+    build_fake_nvml(directory)
+    return directory
+
+
+def build_fake_nvml(directory: Path) -> None:
+    """Compile it into `directory`, for nvidia-ml-py to find by LD_LIBRARY_PATH."""
+    source = Path(__file__).with_name("fake_nvml.c")
+    library = directory / "libnvidia-ml.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)

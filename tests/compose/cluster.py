@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class ComposeCluster:
         self.project = project
         self.url = f"http://127.0.0.1:{port}"
         self.max_running = 3  # of one decode worker
+        self.files: tuple[str, ...] = FILES
         self.env = {
             **os.environ,
             **engine,
@@ -64,7 +66,17 @@ class ComposeCluster:
 
     def compose(self, *arguments: str, timeout_s: float = 60) -> str:
         """stdout of `docker compose ARGUMENTS` on this project."""
-        return self.docker("compose", "-p", self.project, *FILES, *arguments, timeout_s=timeout_s)
+        return self.docker("compose", "-p", self.project, *self.files, *arguments, timeout_s=timeout_s)
+
+    @contextmanager
+    def extended(self, file: str, **variables: str) -> Iterator[None]:
+        """Inside, the project has one more compose file."""
+        env, files = self.env, self.files
+        self.env, self.files = {**env, **variables}, (*files, "-f", file)
+        try:
+            yield
+        finally:
+            self.env, self.files = env, files
 
     def up(self, prefill: int, decode: int) -> None:
         """So many workers, all healthy."""
@@ -90,10 +102,19 @@ class ComposeCluster:
         """Ids of the service's running containers."""
         return self.compose("ps", "--quiet", service).split()
 
-    def ready_workers(self) -> list[dict[str, Any]]:
-        """The workers that the cluster itself counts as ready; `host` is the start of the container's id."""
+    def workers(self) -> list[dict[str, Any]]:
+        """Every live worker's status; `host` is the start of the container's id."""
         workers: list[dict[str, Any]] = json.loads(self.compose("exec", "-T", "api", "python", "-c", _LIST_WORKERS))
-        return [worker for worker in workers if worker["state"] == "ready"]
+        return workers
+
+    def ready_workers(self) -> list[dict[str, Any]]:
+        """The workers that the cluster itself counts as ready."""
+        return [worker for worker in self.workers() if worker["state"] == "ready"]
+
+    def is_unhealthy(self, container: str) -> bool:
+        """Whether the container's own health check, run now, fails."""
+        command = ["docker", "exec", container, "pdq", "health", "--role", "self"]
+        return subprocess.run(command, env=self.env, capture_output=True, timeout=60).returncode == 1
 
     def num_ready(self, role: str) -> int:
         return sum(1 for worker in self.ready_workers() if worker["role"] == role)
