@@ -44,7 +44,7 @@ def shell(name: str, script: str, stop_order: int = 0, stop_within_s: float = 8.
 
 @pytest.fixture(scope="session")
 def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a libnvidia-ml.so.1 that has as many GPUs as PDQ_FAKE_GPUS says."""
+    """A directory with a libnvidia-ml.so.1 that has as many GPUs as FAKE_NVML_GPUS says."""
     directory = tmp_path_factory.mktemp("nvml")
     build_fake_nvml(directory)
     return directory

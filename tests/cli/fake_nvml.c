@@ -1,4 +1,4 @@
-/* A libnvidia-ml.so.1 with as many GPUs as PDQ_FAKE_GPUS says, for nvidia-ml-py to load where there is none.
+/* A libnvidia-ml.so.1 with as many GPUs as FAKE_NVML_GPUS says, for nvidia-ml-py to load where there is none.
    GPUs 0-3 and 4-7 reach each other's memory; across the halves they do not. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@ typedef void *device_t;
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, P2P_OK = 0, P2P_UNSUPPORTED = 5 };
 
 static int num_gpus(void) {
-    const char *text = getenv("PDQ_FAKE_GPUS");
+    const char *text = getenv("FAKE_NVML_GPUS");
     return text ? atoi(text) : 0;
 }
 
@@ -40,7 +40,7 @@ int nvmlDeviceGetName(device_t device, char *name, unsigned length) {
 }
 
 int nvmlDeviceGetP2PStatus(device_t device, device_t other, unsigned kind, int *status) {
-    if (getenv("PDQ_FAKE_NO_P2P")) return NOT_SUPPORTED;
+    if (getenv("FAKE_NVML_NO_P2P")) return NOT_SUPPORTED;
     *status = index_of(device) / 4 == index_of(other) / 4 ? P2P_OK : P2P_UNSUPPORTED;
     return SUCCESS;
 }

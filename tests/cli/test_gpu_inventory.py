@@ -25,14 +25,14 @@ def uuid(index: int) -> str:
 
 
 def test_gpus_and_their_peers(fake_nvml: Path) -> None:
-    gpus = listed(str(fake_nvml), PDQ_FAKE_GPUS="6")
+    gpus = listed(str(fake_nvml), FAKE_NVML_GPUS="6")
     assert [gpu[0] for gpu in gpus] == [uuid(index) for index in range(6)]
     assert gpus[1] == (uuid(1), "Fake GPU 1", [uuid(0), uuid(2), uuid(3)])
     assert gpus[5][2] == [uuid(4)]
 
 
 def test_no_peer_access_at_all(fake_nvml: Path) -> None:
-    assert [gpu[2] for gpu in listed(str(fake_nvml), PDQ_FAKE_GPUS="2", PDQ_FAKE_NO_P2P="1")] == [[], []]
+    assert [gpu[2] for gpu in listed(str(fake_nvml), FAKE_NVML_GPUS="2", FAKE_NVML_NO_P2P="1")] == [[], []]
 
 
 def test_no_driver_is_no_gpu(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ class ComposeCluster:
         """The workers that the cluster itself counts as ready."""
         return [worker for worker in self.workers() if worker["state"] == "ready"]
 
+    def log_of(self, container: str) -> str:
+        """What the container said, on either stream."""
+        command = ["docker", "logs", container]
+        done = subprocess.run(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        return done.stdout.decode()
+
     def is_unhealthy(self, container: str) -> bool:
         """Whether the container's own health check, run now, fails."""
         command = ["docker", "exec", container, "pdq", "health", "--role", "self"]

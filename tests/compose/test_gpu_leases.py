@@ -25,7 +25,8 @@ def two_gpus(cluster: ComposeCluster, tmp_path: Path) -> Iterator[ComposeCluster
 
 def leased(cluster: ComposeCluster, container: str) -> list[str]:
     """The GPUs that the container's log says it has leased."""
-    return re.findall(r"GPU-[0-9-]+", " ".join(re.findall(r"gpu_leased.*", cluster.docker("logs", container))))
+    said = [line for line in cluster.log_of(container).splitlines() if "gpu_leased" in line]
+    return re.findall(r"GPU-[0-9-]+", " ".join(said))
 
 
 def test_a_gpu_each_and_one_too_many_waits(two_gpus: ComposeCluster) -> None:
