@@ -87,7 +87,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def kv_write(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
-    """cache[slot // block_size, :, slot % block_size] = k or v    k, v: [T, KVH, D], slot_mapping: int64 [T]"""
+    """cache[slot // block_size, :, slot % block_size] = k or v    k, v: [T, KVH, D], slot_mapping: int64 [T], no -1
+
+    A float8 cache takes them rounded to nearest and cut at its largest value.
+    """
     num_kv_heads, block_size, head_dim = key_cache.shape[1:]
     blocks = torch.div(slot_mapping, block_size, rounding_mode="floor")
     heads = torch.arange(num_kv_heads, device=slot_mapping.device)
@@ -95,7 +98,19 @@ def kv_write(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_
         rows, rows_per_block = _rows(cache, head_dim)
         first = blocks * rows_per_block + slot_mapping % block_size  # [T]
         index = first.unsqueeze(1) + heads * block_size  # [T, KVH]
-        rows.index_copy_(0, index.view(-1), new.reshape(-1, head_dim))
+        _as_bytes(rows).index_copy_(0, index.view(-1), _as_bytes(_to_cache(new, cache.dtype).reshape(-1, head_dim)))
+
+
+def _to_cache(new: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float8_e4m3fn:
+        largest = torch.finfo(dtype).max
+        new = new.clamp(-largest, largest)  # torch's own cast makes NaN of what is larger
+    return new.to(dtype)
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    """torch copies no float8 rows by index, but their bytes; other types are as they are."""
+    return rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
 
 
 def attention_prefill(
@@ -122,7 +137,7 @@ def attention_prefill(
         first = 0 if sliding_window is None else max(0, context_len - sliding_window + 1)
         if first < context_len:
             cached_k, cached_v = (
-                _gather_context(cache, meta.block_tables[index], first, context_len)
+                _gather_context(cache, meta.block_tables[index], first, context_len).to(q.dtype)
                 for cache in (key_cache, value_cache)
             )
             keys, values = torch.cat((cached_k, keys), dim=1), torch.cat((cached_v, values), dim=1)
@@ -182,8 +197,8 @@ def attention_decode(
     # Blocks that every sequence's window has left behind are not read.
     first = 0 if sliding_window is None else max(0, shortest - sliding_window) // block_size * block_size
     tables = block_tables[:, first // block_size : -(-longest // block_size)].long()
-    keys = _gather_blocks(key_cache, tables)[:, :, : longest - first]
-    values = _gather_blocks(value_cache, tables)[:, :, : longest - first]
+    keys = _gather_blocks(key_cache, tables)[:, :, : longest - first].to(q.dtype)
+    values = _gather_blocks(value_cache, tables)[:, :, : longest - first].to(q.dtype)
     mask = None
     if shortest != longest or (sliding_window is not None and longest - first > sliding_window):
         positions = torch.arange(first, longest, device=q.device)
@@ -205,7 +220,8 @@ def _gather_blocks(cache: Tensor, block_tables: Tensor) -> Tensor:
     rows, rows_per_block = _rows(cache, block_size * head_dim)
     heads = torch.arange(num_kv_heads, device=cache.device).view(1, -1, 1)
     index = block_tables.unsqueeze(1) * rows_per_block + heads  # [B, KVH, n]
-    return rows.index_select(0, index.view(-1)).view(num_seqs, num_kv_heads, num_blocks * block_size, head_dim)
+    picked = _as_bytes(rows).index_select(0, index.view(-1)).view(cache.dtype)
+    return picked.view(num_seqs, num_kv_heads, num_blocks * block_size, head_dim)
 
 
 def _rows(cache: Tensor, row_size: int) -> tuple[Tensor, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 CAPABILITIES = (80, 90, 100, 120)  # A100, H100, B200, RTX 50 / RTX PRO 6000
+FLOAT8_CAPABILITIES = (90, 100, 120)  # e4m3 needs sm_89
 MAX_SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # per block, CUDA guide table 28
 
 Outputs = Tensor | Sequence[Tensor]
@@ -32,6 +33,10 @@ class Inputs:
             return torch.empty(shape, dtype=dtype, device=self.device)
         values = torch.randn(shape, generator=self._generator) * scale
         return values.to(dtype).to(self.device)
+
+    def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory that is written to."""
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         """Uniform in [low, high)."""
@@ -74,6 +79,7 @@ class KernelCase:
     traffic_bytes: int  # what must be read and written at least once
     flops: int = 0
     expected: Expected = Expected()
+    capabilities: Sequence[int] = CAPABILITIES  # where it can run
 
 
 def outputs_of(outputs: Outputs) -> list[Tensor]:

@@ -6,12 +6,14 @@ process must not have TRITON_INTERPRET set. Knows Triton's driver interface of v
 """
 
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from bench.kernels.case import MAX_SHARED_BYTES, Inputs, KernelCase
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _RESOURCE = re.compile(r"(REG|STACK|SHARED):(\d+)")
-_OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\S+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+_OPCODE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
+_INSTRUCTION_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,6 @@ class CompiledKernel:
     def count(self, prefix: str) -> int:
         """How many instructions begin with `prefix`."""
         return sum(count for opcode, count in self.opcodes.items() if opcode.startswith(prefix))
-
-
-_READ: dict[str, CompiledKernel] = {}  # by the kernel's hash, which the capability is part of
 
 
 class _CompileOnly(DriverBase):  # type: ignore[misc]
@@ -96,24 +96,42 @@ def _recording(capability: int) -> Iterator[list[Any]]:
         JITFunction.run = real_run  # the driver stays: there may be no other to go back to
 
 
-def compile_case(case: KernelCase, capability: int) -> list[CompiledKernel]:
-    """The kernels that the case launches, each specialisation once, in the order of their first launch."""
-    with _recording(capability) as recorded:
-        case.launch(*case.make(Inputs(torch.device("cpu"), compile_only=True)))
-    assert recorded, f"{case.family} {case.name} launched no kernel"
-    distinct = {kernel.hash: kernel for kernel in recorded}
-    for kernel_hash, kernel in distinct.items():
-        if kernel_hash not in _READ:  # disassembling takes longer than compiling, and cases share kernels
-            _READ[kernel_hash] = _read(kernel, capability)
-    return [_READ[kernel_hash] for kernel_hash in distinct]
+def compile_cases(cases: Sequence[KernelCase], capability: int) -> list[list[CompiledKernel]]:
+    """The kernels that each case launches, each specialisation once, in the order of their first launch."""
+    launched: list[list[str]] = []
+    kernels: dict[str, Any] = {}
+    for case in cases:
+        with _recording(capability) as recorded:
+            case.launch(*case.make(Inputs(torch.device("cpu"), compile_only=True)))
+        assert recorded, f"{case.family} {case.name} launched no kernel"
+        distinct = {kernel.hash: kernel for kernel in recorded}
+        kernels |= distinct
+        launched.append(list(distinct))
+    read = dict(zip(kernels, _read(list(kernels.values()), capability), strict=True))
+    return [[read[kernel_hash] for kernel_hash in hashes] for hashes in launched]
 
 
-def _read(kernel: Any, capability: int) -> CompiledKernel:
+def _read(kernels: list[Any], capability: int) -> list[CompiledKernel]:
+    """The code of all kernels goes through one nvdisasm, whose start takes half a second."""
+    code = [_text_section(kernel.asm["cubin"]) for kernel in kernels]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(code))
+        file.flush()
+        listing = _tool("nvdisasm", "--binary", f"SM{capability}", file.name)
+    opcodes = [opcode for _, opcode in sorted((int(at, 16), opcode) for at, opcode in _OPCODE.findall(listing))]
+    assert len(opcodes) * _INSTRUCTION_BYTES == sum(map(len, code)), "not every instruction was understood"
+    rest = iter(opcodes)
+    return [
+        _with_resources(kernel, capability, Counter(islice(rest, len(text) // _INSTRUCTION_BYTES)))
+        for kernel, text in zip(kernels, code, strict=True)
+    ]
+
+
+def _with_resources(kernel: Any, capability: int, opcodes: Counter[str]) -> CompiledKernel:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
     resources = {name: int(value) for name, value in _RESOURCE.findall(usage)}
     return CompiledKernel(
         name=kernel.metadata.name,
@@ -122,8 +140,23 @@ def _read(kernel: Any, capability: int) -> CompiledKernel:
         stack_bytes=resources["STACK"],
         shared_bytes=kernel.metadata.shared,
         num_warps=kernel.metadata.num_warps,
-        opcodes=dict(Counter(_OPCODE.findall(code))),
+        opcodes=dict(opcodes),
     )
+
+
+def _text_section(cubin: bytes) -> bytes:
+    """The machine code of a cubin, which is an ELF file with one function. Layout: the ELF-64 object file format."""
+    (headers_at,) = struct.unpack_from("<Q", cubin, 0x28)
+    header_bytes, num_headers, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, headers_at + index * header_bytes) for index in range(num_headers)]
+    names_at = headers[names_index][4]
+    texts = [
+        cubin[offset : offset + size]
+        for name, _, _, _, offset, size in headers
+        if cubin[names_at + name :].startswith(b".text.")
+    ]
+    assert len(texts) == 1, f"{len(texts)} functions in one cubin"
+    return texts[0]
 
 
 def _tool(name: str, *arguments: str) -> str:

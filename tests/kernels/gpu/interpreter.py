@@ -103,6 +103,14 @@ def _downcast(handle: Any) -> Any:
     return _TensorHandle(np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16), tl.bfloat16)
 
 
+def _to_float8(handle: Any) -> Any:
+    """float32 -> e4m3 as the hardware's saturating conversion does; the stock one truncates and loses NaN."""
+    values = torch.from_numpy(np.ascontiguousarray(handle.data, dtype=np.float32))
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    bits = values.clamp(-largest, largest).to(torch.float8_e4m3fn).view(torch.uint8)
+    return _TensorHandle(bits.numpy(), tl.float8e4nv)
+
+
 def install() -> None:
     """Patch the interpreter, once per process."""
     if getattr(_Builder, "is_strict", False):
@@ -148,6 +156,8 @@ def install() -> None:
             source = _upcast(source)
             if target.scalar == tl.float32:
                 return source
+        if target.scalar == tl.float8e4nv:
+            return _to_float8(source)
         if target.scalar == tl.bfloat16 and source.dtype.scalar == tl.float32:
             return _downcast(source)
         return convert(self, source, target, rounding)
