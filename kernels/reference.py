@@ -6,7 +6,7 @@ block of one head (or one slot of one head) and move whole rows: indexing the 4-
 Knows tensors only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class PrefillMeta:
     block_tables: Tensor  # int32 [num_seqs, max_blocks] on the device, padded with blocks of the same sequence
     cu_seqlens_q_device: Tensor  # int32 [num_seqs + 1]
     context_lens_device: Tensor  # int32 [num_seqs]
+    # What a launcher works out once for all layers: by tokens per tile, int32 [num_tiles, 2] (sequence, first token).
+    tiles: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(
