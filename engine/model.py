@@ -82,6 +82,11 @@ class Model:
         """Whether `score` is what the model answers with; else it is `logits`."""
         return self.config.is_reward
 
+    @property
+    def needs_clean_tails(self) -> bool:
+        """Whether the unwritten end of a sequence's last block must hold finite numbers."""
+        return self._ops.needs_clean_tails
+
     def forward(
         self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
     ) -> Tensor:

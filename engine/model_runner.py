@@ -145,6 +145,8 @@ class ModelRunner:
 
         The block's unwritten end is read and masked, and zero weight times a former owner's NaN would still be NaN.
         """
+        if not self.model.needs_clean_tails:
+            return
         block_size = self.pool.layout.block_size
         for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
             end = first + (1 if num_tokens is None else num_tokens[index])

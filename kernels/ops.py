@@ -38,10 +38,16 @@ class Ops:
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
+    # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
+    needs_clean_tails: bool = True
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     """The fastest table there is for tensors of `dtype` on `device`."""
+    if device.type == "cuda":
+        from kernels.gpu.table import gpu_ops  # Triton, half a second, is not loaded where there is no GPU
+
+        return gpu_ops()
     library = cpu_build.load() if device.type == "cpu" and dtype in SUFFIXES else None
     return plain_ops(device, dtype) if library is None else cpu_ops(library, dtype)
 

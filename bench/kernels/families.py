@@ -4,7 +4,7 @@ from importlib import import_module
 
 from bench.kernels.case import KernelCase
 
-FAMILIES = ("rms_norm", "rope", "silu_mul", "kv_write", "attention_decode")
+FAMILIES = ("rms_norm", "rope", "silu_mul", "kv_write", "attention_decode", "attention_prefill")
 
 
 def cases_of(family: str) -> list[KernelCase]:

@@ -14,11 +14,18 @@ Outputs = Tensor | Sequence[Tensor]
 
 
 def assert_agrees(
-    launch: Callable[..., Outputs], twin: Callable[..., Outputs], arguments: Sequence[Any], tolerance: float
+    launch: Callable[..., Outputs],
+    twin: Callable[..., Outputs],
+    arguments: Sequence[Any],
+    tolerance: float,
+    also_read: Sequence[Tensor] = (),
 ) -> None:
-    """Both get copies of their own; outputs agree, and so do arguments that are written to. 0: every bit."""
+    """Both get copies of the arguments; the outputs agree. 0: every bit.
+
+    `also_read`: what the launch may touch besides.
+    """
     ours, theirs = [_copied(arguments) for _ in range(2)]
-    with watched(*(value for value in ours if isinstance(value, Tensor))):
+    with watched(*(value for value in ours if isinstance(value, Tensor)), *also_read):
         mine = launch(*ours)
     wanted = twin(*theirs)
     for left, right in zip(_listed(mine), _listed(wanted), strict=True):
