@@ -212,6 +212,18 @@ class PoolExport(msgspec.Struct, frozen=True, array_like=True):
     addresses: dict[str, bytes] = {}  # transport kind -> what its puller needs besides
 
 
+class TransferCount(msgspec.Struct, frozen=True, array_like=True):
+    """What one transport has done for one decode worker since its start."""
+
+    pulls: int = 0
+    num_bytes: int = 0
+    failures: int = 0
+
+    def plus(self, pulls: int = 0, num_bytes: int = 0, failures: int = 0) -> "TransferCount":
+        """The sum."""
+        return TransferCount(self.pulls + pulls, self.num_bytes + num_bytes, self.failures + failures)
+
+
 class DecodeJob(msgspec.Struct, frozen=True, array_like=True):
     """Prefill worker -> decode queue: the KV of all tokens but the last published one is offered."""
 
@@ -256,6 +268,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     num_running: int = 0
     idle_s: float = 0.0  # seconds since the loop last came round
     detail: str = ""  # e.g. "loading weights 43 %"
+    export: PoolExport | None = None  # a prefill worker's pool
+    transfers: dict[str, TransferCount] = {}  # a decode worker's pulls, by transport
+    gpus: tuple[str, ...] = ()  # UUIDs it has leased
 
 
 Job = PrefillJob | DecodeJob

@@ -20,7 +20,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TransportKind = Literal["shared_memory", "cuda_ipc", "nccl", "gloo", "nixl"]
+TransportKind = Literal["shared_memory", "nixl"]
 
 
 class Section(BaseModel):
@@ -72,9 +72,14 @@ class KVSettings(Section):
 class TransferSettings(Section):
     """How KV blocks get from prefill to decode workers."""
 
-    require: TransportKind | None = Field(
-        None, description="The only transport allowed; a fallback is then a start-up failure."
+    network: Literal["none", "nixl"] = Field(
+        "none", description="How KV travels between hosts: none keeps a cluster's workers on one; nixl is UCX's."
     )
+    require: TransportKind | None = Field(
+        None, description="The only transport allowed; a worker that cannot start it does not start."
+    )
+    timeout_s: Seconds = Field(5.0, description="How long one read from another host may take; then prefill repeats.")
+    staging_bytes: Count = Field(32 << 20, description="Size of the buffers that KV of another host arrives in.")
     release_check_s: Seconds = Field(
         1.0, description="How often a prefill worker checks what became of its open offers."
     )

@@ -32,6 +32,15 @@ class Registry:
                 log.warning("worker_status_undecodable", worker_id=worker_id.decode(), error=str(error))
         return sorted(statuses, key=lambda status: status.worker_id)
 
+    async def find(self, worker_id: str) -> WorkerStatus | None:
+        """The last status of one worker; None when it is not registered (any more)."""
+        data = await self._redis.hget(self._keys.workers(), worker_id)
+        try:
+            return decode(data, WorkerStatus) if isinstance(data, bytes) else None
+        except WireError as error:
+            log.warning("worker_status_undecodable", worker_id=worker_id, error=str(error))
+            return None
+
     async def refuse_mixed(self, model_hash: str, block_size: int) -> None:
         """Whether the live workers serve this very model in blocks of this size. Raises ModelError when one does not.
 

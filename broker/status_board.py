@@ -7,8 +7,9 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Mapping
 
-from messages import Role, WorkerState, WorkerStatus
+from messages import PoolExport, Role, TransferCount, WorkerState, WorkerStatus
 
 
 class StatusBoard:
@@ -24,6 +25,9 @@ class StatusBoard:
         self.num_blocks = 0
         self.free_blocks = 0
         self.num_running = 0
+        self.gpus: tuple[str, ...] = ()
+        self.export: PoolExport | None = None
+        self.read_transfers: Callable[[], Mapping[str, TransferCount]] = dict
         self._started_ms = int(time.time() * 1000)
         self._last_tick = time.monotonic()
 
@@ -61,4 +65,7 @@ class StatusBoard:
             num_running=self.num_running,
             idle_s=time.monotonic() - self._last_tick,
             detail=self.detail,
+            export=self.export,
+            transfers=dict(self.read_transfers()),
+            gpus=self.gpus,
         )

@@ -46,5 +46,6 @@ async def place(gpu: GpuSettings, model: ModelSettings, count: int, board: Statu
             await asyncio.sleep(gpu.lease_retry_s)
     others = [one.uuid for one in visible if one.uuid not in lease.uuids]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join([*lease.uuids, *others])
+    board.gpus = tuple(lease.uuids)
     log.info("gpu_leased", uuids=lease.uuids)
     return lease

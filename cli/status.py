@@ -71,7 +71,11 @@ def render(state: ClusterState) -> RenderableType:
     workers = Table("worker", "state", "host", "running", "KV tokens", "KV used", "detail", title="workers")
     for worker in state.workers:
         used = 1 - worker.free_blocks / worker.num_blocks if worker.num_blocks else 0.0
-        detail = worker.detail or (f"no progress for {worker.idle_s:.1f} s" if worker.idle_s >= REFRESH_S else "")
+        detail = (
+            worker.detail
+            or " ".join(worker.gpus)
+            or (f"no progress for {worker.idle_s:.1f} s" if worker.idle_s >= REFRESH_S else "")
+        )
         workers.add_row(
             worker.worker_id,
             str(worker.state),
@@ -83,6 +87,12 @@ def render(state: ClusterState) -> RenderableType:
         )
     if not state.workers:
         workers.add_row("none is alive", *[""] * 6)
+    transfers = Table("worker", "transport", "pulls", "MB", "failures", title="KV transfers")
+    for worker in state.workers:
+        for kind, count in worker.transfers.items():
+            if count.pulls or count.failures:
+                moved = f"{count.num_bytes / 1e6:,.0f}"
+                transfers.add_row(worker.worker_id, kind, str(count.pulls), moved, str(count.failures))
     loads = Table("phase", "sequences", "tokens", title="sequences")
     num_sequences = Counter(load.phase for load in state.loads)
     num_tokens: Counter[Phase] = Counter()
@@ -91,4 +101,4 @@ def render(state: ClusterState) -> RenderableType:
     for phase in Phase:
         loads.add_row(phase, str(num_sequences[phase]), f"{num_tokens[phase]:,}")
     depths = f"jobs on the queues: {state.prefill_depth} prefill, {state.decode_depth} decode"
-    return Group(workers, loads, depths)
+    return Group(workers, transfers, loads, depths) if transfers.row_count else Group(workers, loads, depths)

@@ -25,13 +25,16 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.sampler import Sampled
 from engine.sequence import Sequence
+from kv_transfer.network import start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from messages import (
     DecodeJob,
+    KVHandle,
     KVTransferFailed,
     Phase,
+    PoolExport,
     PrefillJob,
     Release,
     WorkerState,
@@ -42,6 +45,7 @@ from telemetry import get_logger
 log = get_logger()
 ResultT = TypeVar("ResultT")
 
+MAX_EXPORTS = 1024  # owners that are remembered
 IDLE_WAIT_S = 0.2  # how long an idle loop waits before it shows that it is alive
 
 
@@ -74,6 +78,7 @@ class DecodeWorker:
         self.running: list[Running] = []  # oldest first
         self.joining: list[Running] = []  # pulled, in from the next step
         self.num_pulling = 0
+        self.exports: dict[tuple[str, int], PoolExport] = {}  # by pool and epoch
         self.cancelled: set[tuple[str, int]] = set()
         self.work_came = asyncio.Event()
         self.room_came = asyncio.Event()
@@ -198,9 +203,11 @@ class DecodeWorker:
             return
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
+        export = await self.export_of(job.kv_handle)
         try:
             await self.on_thread(
-                self.pull_thread, lambda: self.receiver.pull(job.kv_handle, self.pool.tensor, sequence.block_table)
+                self.pull_thread,
+                lambda: self.receiver.pull(job.kv_handle, self.pool.tensor, sequence.block_table, export),
             )
         except KVTransferFailed as error:
             log.warning("kv_pull_failed", request_id=job.request_id, owner=job.kv_handle.worker_id, reason=str(error))
@@ -224,6 +231,18 @@ class DecodeWorker:
         job = claim.job
         again = PrefillJob(job.request_id, job.choice, job.hop + 1, attempt)
         await self.intake.hand_over(claim, again, Phase.PREFILL_QUEUED)
+
+    async def export_of(self, handle: KVHandle) -> PoolExport | None:
+        """What the handle's owner says of its pool; asked once, since it never changes. None when it is gone."""
+        key = (handle.pool, handle.pool_epoch)
+        if key not in self.exports:
+            status = await self.broker.registry.find(handle.worker_id)
+            if status is None or status.export is None:
+                return None
+            self.exports[key] = status.export
+            if len(self.exports) > MAX_EXPORTS:
+                del self.exports[next(iter(self.exports))]
+        return self.exports[key]
 
     # -- sequences and blocks ------------------------------------------------------------------------------------
 
@@ -291,7 +310,14 @@ async def work(
     layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
     self_test()
     pool = KVPool.allocate(layout, num_blocks, model.device)
-    receiver = KVReceiver(layout.hash(model.model_hash), layout.block_bytes)
+    layout_hash = layout.hash(model.model_hash)
+    receiver = KVReceiver(
+        layout_hash,
+        layout.block_bytes,
+        network=start_pullers(settings.kv_transfer, board.worker_id, layout_hash, layout.block_bytes),
+        require=settings.kv_transfer.require,
+    )
+    board.read_transfers = lambda: receiver.counts
     # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
     heartbeat.on_tick += [sweep_segments, receiver.prune]
     try:

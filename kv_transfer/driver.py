@@ -11,21 +11,12 @@ This file knows no transport, no handle and no block table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from kv_transfer.copy_runs import CopyRun
 from kv_transfer.segment import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class CopyRun:
-    """One contiguous copy; offsets count from the first block of either side."""
-
-    source_byte: int
-    target_byte: int
-    num_bytes: int
 
 
 class Driver(Protocol):

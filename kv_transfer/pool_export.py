@@ -108,8 +108,8 @@ class PoolHead:
         return cls(shape, words)
 
     @classmethod
-    def read(cls, mapping: mmap.mmap) -> "PoolHead":
-        """The head of somebody's pool; believes nothing. Raises KVTransferFailed."""
+    def read(cls, mapping: mmap.mmap | memoryview) -> "PoolHead":
+        """The head of somebody's pool, mapped or copied; believes nothing. Raises KVTransferFailed."""
         if len(mapping) < _HEADER_WORDS * _WORD_BYTES:
             raise KVTransferFailed(f"the pool is cut short: {len(mapping)} bytes")
         header = memoryview(mapping)[: _HEADER_WORDS * _WORD_BYTES]
@@ -128,6 +128,11 @@ class PoolHead:
         if words[3] != shape.head_bytes or words[7] != 0 or len(mapping) < shape.head_bytes:
             raise KVTransferFailed(f"the pool's head contradicts itself: {words[3]} bytes for {shape.num_slots} slots")
         return cls(shape, memoryview(mapping)[: shape.head_bytes].cast("Q"))
+
+    @staticmethod
+    def slot_place(slot: int) -> tuple[int, int]:
+        """Byte offset and size of what the head says about a slot."""
+        return (_HEADER_WORDS + slot * _SLOT_WORDS) * _WORD_BYTES, _SLOT_WORDS * _WORD_BYTES
 
     def generation(self, slot: int) -> int:
         """The slot's generation now; odd: an offer stands."""

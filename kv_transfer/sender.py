@@ -4,6 +4,7 @@ A sender knows offers and slots. It does not know who pulls, when the blocks are
 frees), what is in a block, or how memory is shared (driver.py).
 """
 
+import mmap
 import secrets
 import threading
 from collections import deque
@@ -14,7 +15,7 @@ from kv_transfer.driver import Driver
 from kv_transfer.pool_export import PoolHead, PoolShape, layout_digest, offer_digest
 from kv_transfer.segment import Segment
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle, KVTransferFailed
+from messages import KVHandle, KVTransferFailed, PoolExport
 
 
 class KVSender:
@@ -53,6 +54,25 @@ class KVSender:
         shape = PoolShape(epoch, block_bytes, num_blocks, max_offers, layout_digest(layout_hash))
         pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes)
         return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape))
+
+    @property
+    def head(self) -> tuple[mmap.mmap, int]:
+        """The mapping that begins with the pool's head, and the head's size in bytes."""
+        return self._segment.mapping, self._head.shape.head_bytes
+
+    def export(self, host_id: str, device: str = "cpu", addresses: dict[str, bytes] | None = None) -> PoolExport:
+        """What receivers are to know of the pool."""
+        shape = self._head.shape
+        return PoolExport(
+            worker_id=self.worker_id,
+            pool=self.pool,
+            pool_epoch=shape.epoch,
+            host_id=host_id,
+            device=device,
+            block_bytes=shape.block_bytes,
+            num_blocks=shape.num_blocks,
+            addresses=addresses or {},
+        )
 
     @property
     def num_offers(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kv_transfer.driver import CopyRun
+from kv_transfer.copy_runs import CopyRun
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
 
 

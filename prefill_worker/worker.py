@@ -22,9 +22,12 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence
+from kv_transfer.host import host_id
+from kv_transfer.network import start_exporters
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
+from kv_transfer.transport import Exporter
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
 from prefill_worker.offers import Offers
 from prefill_worker.scheduler import plan_step
@@ -286,7 +289,10 @@ async def work(
         layout.hash(loaded.model.model_hash),
         settings.kv_transfer.max_offers,
     )
+    exporters: list[Exporter] = []
     try:
+        exporters += start_exporters(settings.kv_transfer, sender)
+        board.export = sender.export(host_id(), addresses={one.kind: one.address for one in exporters})
         runner = ModelRunner(loaded.model, KVPool.over(layout, sender.buffer))
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
@@ -296,4 +302,6 @@ async def work(
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
         await worker.run()
     finally:
+        for exporter in exporters:
+            exporter.close()
         sender.close()

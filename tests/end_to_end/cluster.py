@@ -64,12 +64,12 @@ class Cluster:
             | env
         )
 
-    def start(self, role: str, **env: str) -> str:
-        """Start one process; its name, e.g. `decode-1`."""
+    def start(self, role: str, *wrapper: str, **env: str) -> str:
+        """Start one process, by way of the command `wrapper` if one is given; its name, e.g. `decode-1`."""
         name = f"{role}-{sum(1 for other in self.processes if other.startswith(role + '-'))}"
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "cli", role], cwd=ROOT, env=self.env | env, stdout=log, stderr=log
+                [*wrapper, sys.executable, "-m", "cli", role], cwd=ROOT, env=self.env | env, stdout=log, stderr=log
             )
         return name
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle
+from messages import KVHandle, PoolExport
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,13 @@ class OwnerProcess:
     """The process of owner_process.py."""
 
     def __init__(
-        self, directory: Path | None, worker_id: str, shape: tuple[int, int], layout_hash: str, max_offers: int
+        self,
+        directory: Path | None,
+        worker_id: str,
+        shape: tuple[int, int],
+        layout_hash: str,
+        max_offers: int,
+        prefix: Sequence[str] = (),
     ) -> None:
         num_blocks, block_bytes = shape
         seed = 11
@@ -46,7 +52,7 @@ class OwnerProcess:
         self.contents = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         setup = [str(directory or ""), worker_id, num_blocks, block_bytes, layout_hash, max_offers, seed]
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("owner_process.py")), json.dumps(setup)],
+            [*prefix, sys.executable, str(Path(__file__).with_name("owner_process.py")), json.dumps(setup)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,6 +66,10 @@ class OwnerProcess:
 
     def withdraw(self, transfer_id: str) -> bool:
         return bool(self._ask("withdraw", transfer_id))
+
+    def export(self, host_id: str) -> PoolExport:
+        """What it says of its pool, after it has made that readable through NIXL."""
+        return msgspec.convert(self._ask("export", host_id), PoolExport)
 
     def overwrite(self, value: int) -> None:
         self._ask("overwrite", value)
@@ -103,8 +113,9 @@ def start_owner(shm_directory: Path) -> Iterator[Callable[..., OwnerProcess]]:
         layout_hash: str = "layout",
         max_offers: int = 8,
         directory: Path | None = shm_directory,
+        prefix: Sequence[str] = (),
     ) -> OwnerProcess:
-        owners.append(OwnerProcess(directory, worker_id, shape, layout_hash, max_offers))
+        owners.append(OwnerProcess(directory, worker_id, shape, layout_hash, max_offers, prefix))
         return owners[-1]
 
     yield start

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import torch
 
+from kv_transfer.nixl_agent import NixlAgent
+from kv_transfer.nixl_transport import NixlExporter
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
 
@@ -31,6 +33,12 @@ def main() -> None:
             answer(msgspec.to_builtins(sender.offer(*arguments)))
         elif command == "withdraw":
             answer(sender.withdraw(*arguments))
+        elif command == "export":
+            agent = NixlAgent(worker_id)
+            exporter = NixlExporter(agent, *sender.head, sender.buffer, lambda: sender.num_offers > 0)
+            (host_id,) = arguments
+            export = sender.export(host_id, addresses={exporter.kind: exporter.address})
+            answer(msgspec.to_builtins(export))
         elif command == "overwrite":
             sender.buffer.fill_(arguments[0])
             answer(True)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kv_transfer.driver import CopyRun
+from kv_transfer.copy_runs import CopyRun
 from kv_transfer.segment import Segment
 from kv_transfer.self_test import self_test
 from kv_transfer.shared_memory import ShmDriver

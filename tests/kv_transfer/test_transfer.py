@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kv_transfer.driver import CopyRun
-from kv_transfer.receiver import KVReceiver, merge_runs
+from kv_transfer.copy_runs import CopyRun, merge_runs
+from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from kv_transfer.driver import CopyRun
+from kv_transfer.copy_runs import CopyRun
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment, sweep_segments
 from kv_transfer.sender import KVSender

@@ -1,0 +1,123 @@
+"""Pulling from a pool that this process can map: the transports of one host, over a driver.
+
+Believes nothing that a handle or a pool's head says before it has compared it; whatever arrives, it reads inside the
+mapping or raises KVTransferFailed. Does not know how memory is shared (driver.py).
+
+Dead owners. Data of a dead owner is still valid memory: it cannot have been reused, as nobody is left who could, and
+the generation proves that it was not reused before. So a pull from it is allowed as long as the pool can be reached:
+mapped already, or its name not swept yet. A pool that is neither is "gone".
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from kv_transfer.copy_runs import merge_runs
+from kv_transfer.driver import Driver
+from kv_transfer.offer_check import OfferGone, check_offer
+from kv_transfer.pool_export import PoolHead, fence, layout_digest
+from kv_transfer.segment import Segment
+from messages import KVHandle, KVTransferFailed, PoolExport
+
+
+@dataclass(eq=False, slots=True)
+class _Mapping:
+    pool: Segment
+    head: PoolHead
+    num_pulls: int = 0  # that copy from it right now
+
+
+class MappedPuller:
+    """A `Puller` over a driver; pulls of different threads overlap."""
+
+    def __init__(self, driver: Driver, layout_hash: str, block_bytes: int, max_mappings: int = 64) -> None:
+        self._driver = driver
+        self._layout_digest = layout_digest(layout_hash)
+        self._block_bytes = block_bytes
+        self._max_mappings = max_mappings
+        self._lock = threading.Lock()
+        self._mappings: OrderedDict[tuple[str, int], _Mapping] = OrderedDict()  # (pool, epoch), oldest use first
+
+    @property
+    def kind(self) -> str:
+        """See Puller."""
+        return self._driver.kind
+
+    @property
+    def num_mappings(self) -> int:
+        """Pools that are mapped at the moment."""
+        return len(self._mappings)
+
+    def pull(self, export: PoolExport, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
+        """See Puller."""
+        target = into.detach().reshape(-1).view(torch.uint8)
+        with self._mapped(export.pool, export.pool_epoch) as mapping:
+            # Asked every time: reading a file that was cut short after it was mapped is SIGBUS, not an exception.
+            if self._driver.data_bytes(mapping.pool, mapping.head.shape.head_bytes) != mapping.head.shape.data_bytes:
+                raise KVTransferFailed(f"pool {export.pool} has not the size that its head says")
+            check_offer(handle, mapping.head)
+            fence()
+            runs = merge_runs(handle.block_ids, block_ids, self._block_bytes)
+            self._driver.copy(mapping.pool, mapping.head.shape.head_bytes, target, runs)
+            fence()
+            if mapping.head.generation(handle.slot) != handle.generation:
+                raise OfferGone(f"transfer {handle.transfer_id[:80]}: withdrawn while it was pulled")
+
+    def prune(self) -> int:
+        """See Puller. A dead owner's memory is only freed when nobody maps it."""
+        with self._lock:
+            dead = [key for key, mapping in self._mappings.items() if not self._driver.is_owner_alive(mapping.pool)]
+            for key in dead:
+                self._drop(key)
+            return len(dead)
+
+    def close(self) -> None:
+        """See Puller."""
+        with self._lock:
+            for key in list(self._mappings):
+                self._drop(key)
+
+    @contextmanager
+    def _mapped(self, name: str, epoch: int) -> Iterator[_Mapping]:
+        """The mapping of pool and epoch, kept open for the time of one pull. Raises KVTransferFailed."""
+        key = (name, epoch)
+        with self._lock:
+            mapping = self._mappings.get(key)
+            if mapping is None:
+                mapping = self._mappings[key] = self._map(name, epoch)
+                if len(self._mappings) > self._max_mappings:
+                    self._drop(next(iter(self._mappings)))
+            self._mappings.move_to_end(key)
+            mapping.num_pulls += 1
+        try:
+            yield mapping
+        finally:
+            with self._lock:
+                mapping.num_pulls -= 1
+                if mapping.num_pulls == 0 and self._mappings.get(key) is not mapping:
+                    self._driver.close_mem(mapping.pool)  # it was dropped meanwhile
+
+    def _map(self, name: str, epoch: int) -> _Mapping:
+        pool = self._driver.import_mem(name)
+        try:
+            head = PoolHead.read(pool.mapping)
+            shape = head.shape
+            if shape.epoch != epoch:
+                raise KVTransferFailed(f"pool {name} has epoch {shape.epoch}, the handle {epoch}")
+            if shape.layout_digest != self._layout_digest or shape.block_bytes != self._block_bytes:
+                raise KVTransferFailed(f"pool {name} has another KV layout, {shape.block_bytes} bytes a block")
+            if self._driver.data_bytes(pool, shape.head_bytes) != shape.data_bytes:
+                raise KVTransferFailed(f"pool {name} has not the size that its head says")
+        except KVTransferFailed:
+            self._driver.close_mem(pool)
+            raise
+        return _Mapping(pool, head)
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        mapping = self._mappings.pop(key)
+        if mapping.num_pulls == 0:
+            self._driver.close_mem(mapping.pool)
