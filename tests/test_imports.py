@@ -30,7 +30,11 @@ MAY_IMPORT_LAZILY: dict[str, set[str]] = {
 }
 # The in-process baseline that the queue path is compared with; the load generator itself knows HTTP only.
 # And what launches kernels alone, which the load generator never loads.
-MAY_IMPORT_UNDER: dict[str, set[str]] = {"bench/in_process.py": {"engine"}, "bench/kernels": {"kernels", "engine"}}
+MAY_IMPORT_UNDER: dict[str, set[str]] = {
+    "bench/in_process.py": {"engine"},
+    "bench/kernels": {"kernels", "engine"},
+    "bench/kv_transfer.py": {"kv_transfer"},
+}
 
 
 def python_files(room: str) -> list[Path]:

@@ -1,0 +1,99 @@
+"""`python -m bench.kv_transfer`: how fast offered blocks get from one process to another, by each transport in turn.
+
+The owner is a process of its own. One figure is one pull, checks included; the transports take turns, so that a drift
+of the machine meets all of them.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import msgspec
+import torch
+
+from kv_transfer.host import host_id
+from kv_transfer.host_copy import copy_on_host
+from kv_transfer.mapped_puller import MappedPuller
+from kv_transfer.nixl_agent import NixlAgent
+from kv_transfer.nixl_transport import NixlExporter, NixlPuller
+from kv_transfer.sender import KVSender
+from kv_transfer.shared_memory import ShmDriver
+from kv_transfer.transport import Puller
+from messages import KVHandle, PoolExport
+
+_LAYOUT = "bench"
+
+
+class Offer(msgspec.Struct):
+    """What the owner process says, as JSON."""
+
+    export: PoolExport
+    handle: KVHandle
+
+
+def own(num_blocks: int, block_bytes: int) -> None:
+    """Be the owner: offer every block, in scattered order, until stdin ends."""
+    with KVSender.create("bench-owner", num_blocks, block_bytes, _LAYOUT, 1) as sender:
+        sender.buffer.random_()
+        exporter = NixlExporter(NixlAgent("bench-owner"), *sender.head, sender.buffer, lambda: True)
+        export = sender.export(host_id(), addresses={exporter.kind: exporter.address})
+        order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
+        sys.stdout.write(msgspec.json.encode(Offer(export, sender.offer("bench", order, 1))).decode() + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+        exporter.close()
+
+
+def measure(num_blocks: int, block_bytes: int, num_pulls: int) -> None:
+    """Print a line per transport: median, least and largest time of a pull, and GB/s at the median."""
+    command = [sys.executable, "-m", "bench.kv_transfer", "--own", "--blocks", str(num_blocks)]
+    command += ["--block-bytes", str(block_bytes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdin is not None and owner.stdout is not None
+        offer = msgspec.json.decode(owner.stdout.readline(), type=Offer)
+        pullers: list[Puller] = [
+            MappedPuller(ShmDriver(), _LAYOUT, block_bytes),
+            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, block_bytes, copy_on_host),
+        ]
+        into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8)
+        targets = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).tolist()
+        times_s: dict[str, list[float]] = {puller.kind: [] for puller in pullers}
+        for turn in range(num_pulls + 2):
+            for puller in pullers:
+                start_s = time.perf_counter()
+                puller.pull(offer.export, offer.handle, into, targets)
+                if turn >= 2:  # connecting and first touches are no transfer
+                    times_s[puller.kind].append(time.perf_counter() - start_s)
+        for puller in pullers:
+            puller.close()
+        owner.stdin.close()
+    megabytes = num_blocks * block_bytes / 1e6
+    print(f"{megabytes:.1f} MB in {num_blocks} blocks, {num_pulls} pulls each")
+    for kind, some in times_s.items():
+        median = statistics.median(some)
+        spread = f"{min(some) * 1e3:.1f} to {max(some) * 1e3:.1f}"
+        print(f"{kind:<14} {median * 1e3:7.1f} ms ({spread})   {megabytes / median / 1e3:5.2f} GB/s")
+
+
+def main() -> None:
+    """Both shapes unless one is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--own", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--blocks", type=int, help="blocks per pull; default: 91 of 360 KiB, then 2048 of 16 KiB")
+    parser.add_argument("--block-bytes", type=int, default=360 << 10)
+    parser.add_argument("--pulls", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.own:
+        own(arguments.blocks, arguments.block_bytes)
+    elif arguments.blocks:
+        measure(arguments.blocks, arguments.block_bytes, arguments.pulls)
+    else:
+        measure(91, 360 << 10, arguments.pulls)
+        measure(2048, 16 << 10, arguments.pulls)
+
+
+if __name__ == "__main__":
+    main()
