@@ -20,7 +20,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TransportKind = Literal["shared_memory", "nixl"]
+TransportKind = Literal["shared_memory", "cuda_ipc", "nixl"]
 
 
 class Section(BaseModel):

@@ -25,6 +25,7 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.sampler import Sampled
 from engine.sequence import Sequence
+from kv_transfer.local import start_driver
 from kv_transfer.network import start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
@@ -308,13 +309,16 @@ async def work(
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
-    self_test()
+    driver, place = start_driver(settings.kv_transfer, model.device)
+    self_test(driver)
     pool = KVPool.allocate(layout, num_blocks, model.device)
     layout_hash = layout.hash(model.model_hash)
     receiver = KVReceiver(
         layout_hash,
         layout.block_bytes,
-        network=start_pullers(settings.kv_transfer, board.worker_id, layout_hash, layout.block_bytes),
+        driver,
+        network=start_pullers(settings.kv_transfer, board.worker_id, layout_hash, layout.block_bytes, driver),
+        place=place,
         require=settings.kv_transfer.require,
     )
     board.read_transfers = lambda: receiver.counts

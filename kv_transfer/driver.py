@@ -53,5 +53,12 @@ class Driver(Protocol):
     def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
         """Copy `runs` of the pool's blocks into `into` (uint8, 1-D) and return when they are there; the GIL is free."""
 
+    @property
+    def device_of_memory(self) -> torch.device:
+        """Where the blocks lie."""
+
+    def copy_within(self, source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+        """Copy between two of this process's tensors there, uint8 1-D, and return when it is done."""
+
     def sweep(self) -> list[str]:
         """Remove what dead owners left behind; the names."""

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-from kv_transfer.host_copy import copy_on_host
+from kv_transfer.driver import Driver
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Exporter, Puller
-from messages import ConfigError
 from settings import TransferSettings
 
 
 def start_exporters(settings: TransferSettings, sender: KVSender) -> list[Exporter]:
-    """Make the sender's pool reachable from other hosts. Raises DeviceError, ConfigError."""
-    check_required(settings)
+    """Make the sender's pool reachable from other hosts. Raises DeviceError."""
     if settings.network == "none":
         return []
     from kv_transfer.nixl_agent import NixlAgent  # two seconds to load, for who wants it
@@ -20,9 +18,10 @@ def start_exporters(settings: TransferSettings, sender: KVSender) -> list[Export
     return [NixlExporter(NixlAgent(sender.worker_id), *sender.head, sender.buffer, lambda: sender.num_offers > 0)]
 
 
-def start_pullers(settings: TransferSettings, worker_id: str, layout_hash: str, block_bytes: int) -> Sequence[Puller]:
-    """What pulls from other hosts. Raises DeviceError, ConfigError."""
-    check_required(settings)
+def start_pullers(
+    settings: TransferSettings, worker_id: str, layout_hash: str, block_bytes: int, driver: Driver
+) -> Sequence[Puller]:
+    """What pulls from other hosts into memory of `driver`'s kind. Raises DeviceError."""
     if settings.network == "none":
         return []
     from kv_transfer.nixl_agent import NixlAgent
@@ -33,16 +32,9 @@ def start_pullers(settings: TransferSettings, worker_id: str, layout_hash: str, 
             NixlAgent(worker_id),
             layout_hash,
             block_bytes,
-            copy_on_host,
+            driver.copy_within,
+            device=driver.device_of_memory,
             staging_bytes=settings.staging_bytes,
             timeout_s=settings.timeout_s,
         )
     ]
-
-
-def check_required(settings: TransferSettings) -> None:
-    """Raises ConfigError when the required transport is not among those that are started."""
-    if settings.require not in (None, "shared_memory", settings.network):
-        raise ConfigError(
-            f"PDQ_KV_TRANSFER__REQUIRE is {settings.require}, but PDQ_KV_TRANSFER__NETWORK is {settings.network}"
-        )

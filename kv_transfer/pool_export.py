@@ -40,6 +40,7 @@ _MAGIC = int.from_bytes(b"pdqkvpol", "little")
 _HEADER_WORDS = 64
 _SLOT_WORDS = 8
 _WORD_BYTES = 8
+MEMORY_HANDLE_PLACE = 16 * _WORD_BYTES  # where a driver may write 256 bytes of its own
 _FENCE = threading.Lock()
 
 

@@ -124,7 +124,7 @@ def _on_this_host(handle: KVHandle, place: Place, block_bytes: int) -> PoolExpor
         pool=handle.pool,
         pool_epoch=handle.pool_epoch,
         host_id=place.host_id,
-        device="cpu",
+        device=place.device,
         block_bytes=block_bytes,
         num_blocks=0,
     )

@@ -6,7 +6,7 @@ import secrets
 import torch
 
 from kv_transfer.driver import Driver
-from kv_transfer.receiver import KVReceiver
+from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
 from messages import DeviceError, KVTransferFailed
@@ -22,24 +22,26 @@ def self_test(driver: Driver | None = None) -> None:
     """
     driver = driver or ShmDriver()
     layout_hash = f"self-test-{secrets.token_hex(4)}"
-    receiver = KVReceiver(layout_hash, _BLOCK_BYTES, driver)
+    puller = MappedPuller(driver, layout_hash, _BLOCK_BYTES)
     try:
         with KVSender.create(f"self-test-{os.getpid()}", _NUM_BLOCKS, _BLOCK_BYTES, layout_hash, 2, driver) as sender:
-            written = torch.randint(0, 256, (_NUM_BLOCKS, _BLOCK_BYTES), dtype=torch.uint8)
-            sender.buffer.copy_(written.flatten())
+            device = sender.buffer.device
+            written = torch.randint(0, 256, (_NUM_BLOCKS, _BLOCK_BYTES), dtype=torch.uint8, device=device)
+            sender.buffer[: written.numel()].copy_(written.flatten())
             sources, targets = [3, 0, 1, 4], [0, 2, 3, 4]
             read = torch.zeros_like(written)
             handle = sender.offer("self-test", sources, num_tokens=1)
-            receiver.pull(handle, read, targets)
+            export = sender.export("self-test")
+            puller.pull(export, handle, read, targets)
             if not torch.equal(read[targets], written[sources]) or bool(read[1].any()):
                 raise DeviceError(f"self-test of the {driver.kind} transport: other bytes were read than written")
             sender.withdraw("self-test")
             try:
-                receiver.pull(handle, read, targets)
+                puller.pull(export, handle, read, targets)
             except KVTransferFailed:
                 return
             raise DeviceError(f"self-test of the {driver.kind} transport: a withdrawn offer could still be pulled")
     except KVTransferFailed as error:
         raise DeviceError(f"self-test of the {driver.kind} transport: {error}") from error
     finally:
-        receiver.close()
+        puller.close()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kv_transfer.copy_runs import CopyRun
+from kv_transfer.host_copy import copy_on_host
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
 
 
@@ -66,6 +67,15 @@ class ShmDriver:
             target[run.target_byte : run.target_byte + run.num_bytes] = source[
                 run.source_byte : run.source_byte + run.num_bytes
             ]
+
+    @property
+    def device_of_memory(self) -> torch.device:
+        """See Driver."""
+        return torch.device("cpu")
+
+    def copy_within(self, source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+        """See Driver."""
+        copy_on_host(source, target, runs)
 
     def sweep(self) -> list[str]:
         """See Driver."""

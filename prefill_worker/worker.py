@@ -22,7 +22,7 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence
-from kv_transfer.host import host_id
+from kv_transfer.local import start_driver
 from kv_transfer.network import start_exporters
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
@@ -280,7 +280,8 @@ async def work(
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks = loaded.layout, loaded.num_blocks
-    self_test()
+    driver, place = start_driver(settings.kv_transfer, loaded.model.device)
+    self_test(driver)
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
     sender = KVSender.create(
         board.worker_id,
@@ -288,11 +289,12 @@ async def work(
         layout.block_bytes,
         layout.hash(loaded.model.model_hash),
         settings.kv_transfer.max_offers,
+        driver,
     )
     exporters: list[Exporter] = []
     try:
         exporters += start_exporters(settings.kv_transfer, sender)
-        board.export = sender.export(host_id(), addresses={one.kind: one.address for one in exporters})
+        board.export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
         runner = ModelRunner(loaded.model, KVPool.over(layout, sender.buffer))
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)

@@ -1,0 +1,196 @@
+"""The CUDA IPC transport over a fake of the driver: right bytes or a refusal, whatever fails."""
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cuda.bindings import driver as cuda
+
+from kv_transfer.cuda_device import CudaDevice, CudaFailure
+from kv_transfer.cuda_ipc import CudaIpcDriver
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.selection import Place
+from kv_transfer.self_test import self_test
+from kv_transfer.sender import KVSender
+from messages import DeviceError, KVTransferFailed, PoolExport
+from tests.kv_transfer.fake_cuda import FakeCuda
+
+BLOCK_BYTES, NUM_BLOCKS = 5003, 16
+SOURCES, TARGETS = [3, 4, 0, 15], [7, 8, 1, 0]
+
+
+def _tensor(pointer: int, num_bytes: int) -> torch.Tensor:
+    """Fake device memory is host memory."""
+    return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(pointer), dtype=torch.uint8)
+
+
+class Process:
+    """A worker on fake GPUs: the first of them is its own."""
+
+    def __init__(self, directory: Path, gpus: tuple[int, ...] = (0,), peers: frozenset[int] = frozenset()) -> None:
+        self.cuda = FakeCuda(directory, gpus, peers)
+        self.device = CudaDevice(0, self.cuda)
+        self.device.tensor = _tensor  # type: ignore[method-assign]
+        self.driver = CudaIpcDriver(self.device, directory)
+
+    def sender(self) -> KVSender:
+        sender = KVSender.create("prefill-1", NUM_BLOCKS, BLOCK_BYTES, "layout", 4, self.driver)
+        sender.buffer.copy_(torch.randint(0, 256, sender.buffer.shape, dtype=torch.uint8))
+        return sender
+
+    def receiver(self) -> KVReceiver:
+        place = Place("here", self.device.uuid, self.device.readable_uuids())
+        return KVReceiver("layout", BLOCK_BYTES, self.driver, place=place)
+
+
+def export_of(owner: Process, sender: KVSender) -> PoolExport:
+    return sender.export("here", owner.device.uuid)
+
+
+def empty_pool() -> torch.Tensor:
+    return torch.zeros(NUM_BLOCKS, BLOCK_BYTES, dtype=torch.uint8)
+
+
+@pytest.fixture
+def owner(shm_directory: Path) -> Iterator[Process]:
+    yield Process(shm_directory, gpus=(3,))
+
+
+@pytest.fixture
+def sender(owner: Process) -> Iterator[KVSender]:
+    with owner.sender() as sender:
+        yield sender
+
+
+def contents(sender: KVSender) -> torch.Tensor:
+    return sender.buffer.view(NUM_BLOCKS, BLOCK_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "peers"), [((3,), frozenset()), ((1, 0, 3), frozenset({3}))], ids=["the same GPU", "a peer's"]
+)
+def test_blocks_of_another_process(
+    owner: Process, sender: KVSender, shm_directory: Path, gpus: tuple[int, ...], peers: frozenset[int]
+) -> None:
+    puller = Process(shm_directory, gpus, peers)
+    receiver, pool = puller.receiver(), empty_pool()
+    for turn in range(3):
+        receiver.pull(sender.offer(f"t{turn}", SOURCES, 60), pool, TARGETS, export_of(owner, sender))
+        assert torch.equal(pool[TARGETS], contents(sender)[SOURCES])
+    assert receiver.counts["cuda_ipc"].pulls == 3
+    assert len(puller.cuda.opened) == 1, "one mapping serves every pull"
+    receiver.close()
+    assert not puller.cuda.opened
+
+
+def test_a_gpu_out_of_reach_is_not_even_tried(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    puller = Process(shm_directory, (1, 3))
+    with pytest.raises(KVTransferFailed, match="cannot be reached"):
+        puller.receiver().pull(sender.offer("t", SOURCES, 60), empty_pool(), TARGETS, export_of(owner, sender))
+    with pytest.raises(KVTransferFailed, match="lies on GPU-03030303-.*, which GPU-01010101-.* cannot read"):
+        puller.driver.import_mem(sender.pool)
+
+
+def test_a_withdrawn_offer(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    receiver, handle = Process(shm_directory, (3,)).receiver(), sender.offer("t", SOURCES, 60)
+    sender.withdraw("t")
+    with pytest.raises(KVTransferFailed, match="no longer offered"):
+        receiver.pull(handle, empty_pool(), TARGETS, export_of(owner, sender))
+
+
+def test_an_offer_withdrawn_while_it_is_copied(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    puller = Process(shm_directory, (3,))
+    handle = sender.offer("t", SOURCES, 60)
+    synchronize = puller.cuda.cuStreamSynchronize
+
+    class Withdrawing(FakeCuda):
+        def cuStreamSynchronize(self, stream: object) -> tuple[object, ...]:
+            sender.withdraw("t")
+            return synchronize(stream)
+
+    puller.cuda.__class__ = Withdrawing
+    with pytest.raises(KVTransferFailed, match="withdrawn while it was pulled"):
+        puller.receiver().pull(handle, empty_pool(), TARGETS, export_of(owner, sender))
+
+
+def test_nothing_is_pulled_from_the_dead(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    puller = Process(shm_directory, (3,))
+    receiver, handle, export = puller.receiver(), sender.offer("t", SOURCES, 60), export_of(owner, sender)
+    receiver.pull(handle, empty_pool(), TARGETS, export)
+    sender._segment.close()  # what the kernel does for a killed process: its lock is gone, the name is not
+    with pytest.raises(KVTransferFailed, match="its owner is dead"):
+        receiver.pull(handle, empty_pool(), TARGETS, export)
+    assert receiver.prune() == 1 and not puller.cuda.opened
+    with pytest.raises(KVTransferFailed, match="is gone"):
+        puller.receiver().pull(handle, empty_pool(), TARGETS, export)
+    assert owner.driver.sweep() == [sender.pool]
+
+
+ERRORS = {
+    "cuIpcOpenMemHandle": cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT,
+    "cuMemGetAddressRange": cuda.CUresult.CUDA_ERROR_NOT_FOUND,
+    "cuMemcpyAsync": cuda.CUresult.CUDA_ERROR_PEER_ACCESS_NOT_ENABLED,
+    "cuStreamSynchronize": cuda.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,
+    "cuCtxSetCurrent": cuda.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED,
+}
+
+
+@pytest.mark.parametrize("function", ERRORS)
+def test_whatever_fails_the_pull_says_so(owner: Process, sender: KVSender, shm_directory: Path, function: str) -> None:
+    puller = Process(shm_directory, (3,))
+    receiver, handle, export = puller.receiver(), sender.offer("t", SOURCES, 60), export_of(owner, sender)
+    puller.cuda.errors[function] = ERRORS[function]
+    with pytest.raises(KVTransferFailed, match=f"{function}: {ERRORS[function].name}"):
+        receiver.pull(handle, empty_pool(), TARGETS, export)
+    puller.cuda.errors.clear()
+    puller.cuda.pending.clear()
+    pool = empty_pool()
+    receiver.pull(handle, pool, TARGETS, export)
+    assert torch.equal(pool[TARGETS], contents(sender)[SOURCES])
+
+
+@pytest.mark.parametrize("function", ["cuMemAlloc", "cuIpcGetMemHandle"])
+def test_a_pool_that_cannot_be(shm_directory: Path, function: str) -> None:
+    process = Process(shm_directory)
+    process.cuda.errors[function] = cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match=rf"2097152 bytes of KV pool on GPU-.*{function}: CUDA_ERROR_OUT_OF_MEMORY"):
+        process.sender()
+    for path in shm_directory.glob("device-memory-*"):
+        path.unlink()
+
+
+def test_a_thread_of_its_own_needs_no_context_before(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    receiver, pool = Process(shm_directory, (3,)).receiver(), empty_pool()
+    handle, export = sender.offer("t", SOURCES, 60), export_of(owner, sender)
+    thread = threading.Thread(target=lambda: receiver.pull(handle, pool, TARGETS, export))
+    thread.start()
+    thread.join(10)
+    assert torch.equal(pool[TARGETS], contents(sender)[SOURCES])
+
+
+def test_the_fake_forgives_nothing(shm_directory: Path) -> None:
+    fake = FakeCuda(shm_directory)
+    assert fake.cuMemAlloc(64)[0] == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT
+    device = CudaDevice(0, fake)
+    pointer = device.alloc(64)
+    with pytest.raises(CudaFailure, match="cuIpcOpenMemHandle: CUDA_ERROR_INVALID_CONTEXT"):
+        device.open(device.export(pointer))  # its own
+    device.free(pointer)
+    with pytest.raises(CudaFailure, match="cuDeviceGet: CUDA_ERROR_INVALID_DEVICE"):
+        CudaDevice(1, fake)
+
+
+def test_the_self_test_runs_on_it(shm_directory: Path) -> None:
+    """In one process, which cannot open its own handle and does not have to."""
+    self_test(Process(shm_directory).driver)
+
+
+def test_a_forged_size(owner: Process, sender: KVSender, shm_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    puller = Process(shm_directory, (3,))
+    monkeypatch.setattr(puller.device, "size_of", lambda pointer: NUM_BLOCKS * BLOCK_BYTES - 1)
+    with pytest.raises(KVTransferFailed, match="says 80048 bytes and has 80047"):
+        puller.receiver().pull(sender.offer("t", SOURCES, 60), empty_pool(), TARGETS, export_of(owner, sender))
+    assert not puller.cuda.opened

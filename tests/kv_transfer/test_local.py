@@ -1,0 +1,29 @@
+"""The transport of a device, and the start-up failure when another one is required."""
+
+import pytest
+import torch
+
+from kv_transfer.local import start_driver
+from messages import ConfigError, DeviceError
+from settings import TransferSettings
+
+CPU = torch.device("cpu")
+
+
+def test_a_cpu_has_shared_memory() -> None:
+    driver, place = start_driver(TransferSettings(require="shared_memory"), CPU)
+    assert (driver.kind, place.device) == ("shared_memory", "cpu")
+
+
+def test_what_is_required_and_not_there_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match="REQUIRE is cuda_ipc, but on cpu this worker has shared_memory"):
+        start_driver(TransferSettings(require="cuda_ipc"), CPU)
+    with pytest.raises(ConfigError, match="REQUIRE is nixl, .* PDQ_KV_TRANSFER__NETWORK is none"):
+        start_driver(TransferSettings(require="nixl"), CPU)
+    start_driver(TransferSettings(require="nixl", network="nixl"), CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
+def test_a_gpu_without_a_driver_is_named() -> None:
+    with pytest.raises(DeviceError, match="CUDA's driver interface cannot be used"):
+        start_driver(TransferSettings(), torch.device("cuda", 0))
