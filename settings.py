@@ -61,10 +61,15 @@ class KVSettings(Section):
 
     # An int Literal does not parse the text of an environment variable by itself.
     block_size: Annotated[Literal[16, 32], BeforeValidator(int)] = Field(16, description="Tokens per block.")
-    num_blocks: Count | None = Field(None, description="Blocks in the pool; empty: sized from pool_bytes.")
+    num_blocks: Count | None = Field(
+        None, description="Blocks in the pool; empty: sized from pool_bytes or gpu_memory_fraction."
+    )
     pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
     gpu_memory_fraction: float = Field(
-        0.85, gt=0, le=1, description="Share of free GPU memory after weights that the pool takes."
+        0.85,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that its workers take together: weights, working memory and pools.",
     )
     prefix_cache: bool = Field(True, description="Whether prefill workers reuse blocks of equal prefixes.")
 
@@ -100,6 +105,7 @@ class DecodeSettings(Section):
 
     tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one decode worker splits over.")
     max_running: Count = Field(64, description="Most sequences in the running batch.")
+    cuda_graphs: bool = Field(True, description="Whether a GPU's decode steps are recorded once and replayed.")
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 
 

@@ -13,7 +13,7 @@ from engine.kv_pool import KVPool
 from engine.loading import load
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
-from messages import SamplingParams
+from messages import Role, SamplingParams
 from settings import Settings
 
 
@@ -24,7 +24,7 @@ class InProcessPrefill:
         self, settings: Settings, max_prompt_tokens: int, num_threads: int, report: Callable[[str], None]
     ) -> None:
         """Loads the model as a prefill worker does. Raises StartupError."""
-        loaded = load(settings, num_threads, report)
+        loaded = load(settings, Role.PREFILL, num_threads, report)
         num_blocks = -(-max_prompt_tokens // loaded.layout.block_size)
         pool = KVPool.allocate(loaded.layout, num_blocks, torch.device(loaded.model.device))
         self._runner = ModelRunner(loaded.model, pool)

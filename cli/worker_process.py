@@ -36,7 +36,7 @@ async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_gpu
         lease = None
         try:
             lease = await place(settings.gpu, settings.model, num_gpus, board)
-            loaded = await asyncio.to_thread(load, settings, num_threads, board.say)
+            loaded = await asyncio.to_thread(load, settings, board.role, num_threads, board.say)
             await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
             await work(settings, board, broker, heartbeat, loaded)
         finally:

@@ -21,7 +21,7 @@ from decode_worker.scheduler import Demand, can_admit, plan_step
 from engine.block_space import BlockSpace
 from engine.continuation import event_of, sequence_of
 from engine.kv_pool import KVPool
-from engine.loading import LoadedModel
+from engine.loading import LoadedModel, decode_graphs
 from engine.model_runner import ModelRunner
 from engine.sampler import Sampled
 from engine.sequence import Sequence
@@ -325,7 +325,8 @@ async def work(
     # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
     heartbeat.on_tick += [sweep_segments, receiver.prune]
     try:
-        runner = ModelRunner(model, pool)
+        graphs = await asyncio.to_thread(decode_graphs, settings, model, pool, board.say)
+        runner = ModelRunner(model, pool, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.kv_pool import KVLayout
+from engine.cuda_device import CudaDevice
+from engine.decode_graphs import DecodeGraphs
+from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_files import resolve_model
+from engine.pool_size import num_blocks_of
 from engine.weights import load_model
 from kernels import cpu_build
-from messages import ConfigError, DeviceError
+from messages import DeviceError, Role
 from settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,8 +29,11 @@ class LoadedModel:
     num_blocks: int
 
 
-def load(settings: Settings, num_threads: int, report: Callable[[str], None]) -> LoadedModel:
-    """Load the model and size its pool. `report` is told what goes on. Raises ModelError, DeviceError, ConfigError."""
+def load(settings: Settings, role: Role, num_threads: int, report: Callable[[str], None]) -> LoadedModel:
+    """Load the model and size the pool of a worker of `role`. `report` is told what goes on.
+
+    Raises ModelError, DeviceError, ConfigError.
+    """
     torch.set_num_threads(num_threads or os.cpu_count() or 1)
     device = _device(settings)
     model_dir = resolve_model(settings.model, report)
@@ -42,7 +48,16 @@ def load(settings: Settings, num_threads: int, report: Callable[[str], None]) ->
         head_dim=model.config.head_dim,
         dtype=model.dtype,
     )
-    return LoadedModel(model, layout, _num_blocks(settings, layout))
+    meter = CudaDevice(device) if device.type == "cuda" else None
+    return LoadedModel(model, layout, num_blocks_of(settings, role, model, layout, meter, report))
+
+
+def decode_graphs(settings: Settings, model: Model, pool: KVPool, report: Callable[[str], None]) -> DecodeGraphs | None:
+    """The decode steps of `model` on `pool` as CUDA graphs; None on a CPU, and where they are switched off."""
+    if model.device.type != "cuda" or not settings.decode.cuda_graphs:
+        return None
+    longest = min(settings.model.max_total_tokens, model.config.max_position_embeddings)
+    return DecodeGraphs(model, pool, settings.decode.max_running, longest, CudaDevice(model.device), report)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -52,12 +67,3 @@ def _device(settings: Settings) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
-
-
-def _num_blocks(settings: Settings, layout: KVLayout) -> int:
-    num_blocks = settings.kv.num_blocks or settings.kv.pool_bytes // layout.block_bytes
-    if num_blocks < 1:
-        raise ConfigError(
-            f"PDQ_KV__POOL_BYTES = {settings.kv.pool_bytes}: one block of this model takes {layout.block_bytes} bytes"
-        )
-    return num_blocks

@@ -115,10 +115,11 @@ class Model:
         assert added is not None, "a model has layers"
         return residual + added
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [N, hidden] of `forward`, of tokens whose successor is wanted -> float32 [N, vocab]"""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden: [N, hidden] of `forward`, of tokens whose successor is wanted -> float32 [N, vocab], or into `out`"""
         assert not self.is_reward, "a reward model has no language head"
-        return self._linear(self._final_norm(hidden), self._weights.head[0]).float()
+        logits = self._linear(self._final_norm(hidden), self._weights.head[0])
+        return logits.float() if out is None else out.copy_(logits)
 
     def score(self, hidden: Tensor) -> Tensor:
         """hidden: [N, hidden] of `forward`, of last tokens -> float32 [N], the reward head's raw output"""

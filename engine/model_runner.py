@@ -4,12 +4,15 @@ Who runs, in which chunks and on which blocks is decided by the caller; the runn
 it is given, and advances `num_computed_tokens`. It does not append tokens.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.decode_graphs import DecodeGraphs
+from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import DecodeMeta, Model
 from engine.sampler import Sampled, SamplingRow, sample
@@ -30,9 +33,11 @@ class PrefillChunk:
 class ModelRunner:
     """A model on a pool. One thread at a time."""
 
-    def __init__(self, model: Model, pool: KVPool) -> None:
+    def __init__(self, model: Model, pool: KVPool, graphs: DecodeGraphs | None = None) -> None:
+        """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run."""
         self.model = model
         self.pool = pool
+        self.graphs = graphs
         self.eos_token_ids = model.config.eos_token_ids
 
     @property
@@ -51,7 +56,9 @@ class ModelRunner:
             for index, chunk in enumerate(chunks)
             if chunk.sequence.num_computed_tokens == chunk.sequence.num_tokens
         ]
-        sampled = iter(self._sample(hidden[ends], [chunks[index].sequence for index in ends]) if ends else [])
+        sampled: Iterator[Sampled] = iter(())
+        if ends:
+            sampled = iter(self._choose(self.model.logits(hidden[ends]), [chunks[index].sequence for index in ends]))
         ended = set(ends)
         return [next(sampled) if index in ended else None for index in range(len(chunks))]
 
@@ -60,36 +67,15 @@ class ModelRunner:
         """Compute the last token of each sequence and choose the next. Everything before it must be computed."""
         if not sequences:
             return []
-        for sequence in sequences:
-            assert sequence.num_computed_tokens == sequence.num_tokens - 1, "decode computes exactly the last token"
-        positions = [sequence.num_computed_tokens for sequence in sequences]
-        self._clear_unwritten(sequences, positions)
-        block_size = self.pool.layout.block_size
-        slots = [
-            sequence.block_table[position // block_size] * block_size + position % block_size
-            for sequence, position in zip(sequences, positions, strict=True)
-        ]
-        num_blocks = [position // block_size + 1 for position in positions]
-        longest = max(num_blocks)
-        # Padded with the sequence's own first block: what is masked must still be finite numbers.
-        tables = [
-            sequence.block_table[:count] + sequence.block_table[:1] * (longest - count)
-            for sequence, count in zip(sequences, num_blocks, strict=True)
-        ]
-        meta = DecodeMeta(
-            block_tables=self._tensor(tables, torch.int32),
-            seq_lens=self._tensor([position + 1 for position in positions], torch.int32),
-        )
-        hidden = self.model.forward(
-            self._tensor([sequence.token_ids[-1] for sequence in sequences]),
-            self._tensor(positions),
-            self._tensor(slots),
-            meta,
-            self.pool,
-        )
+        rows = DecodeRows.of(sequences, self.pool.layout.block_size)
+        self._clear_unwritten(sequences, rows.positions)
+        if self.graphs is not None and self.graphs.can_run(rows):
+            logits = self.graphs.run(rows)
+        else:
+            logits = self.model.logits(self._forward_rows(rows))
         for sequence in sequences:
             sequence.num_computed_tokens += 1
-        return self._sample(hidden, sequences)
+        return self._choose(logits, sequences)
 
     @torch.inference_mode()
     def score(self, sequence: Sequence) -> float:
@@ -101,6 +87,16 @@ class ModelRunner:
             hidden = self._forward_chunks([PrefillChunk(sequence, num_tokens)])
             if _is_computed(sequence):
                 return float(self.model.score(hidden)[0])
+
+    def _forward_rows(self, rows: DecodeRows) -> Tensor:
+        """Launch a decode step kernel by kernel. -> [num_rows, hidden]"""
+        meta = DecodeMeta(
+            block_tables=self._tensor(rows.padded_tables(), torch.int32),
+            seq_lens=self._tensor(rows.seq_lens, torch.int32),
+        )
+        return self.model.forward(
+            self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
+        )
 
     def _forward_chunks(self, chunks: list[PrefillChunk]) -> Tensor:
         """Compute the chunks and advance their sequences. -> [num_chunks, hidden], each chunk's last token"""
@@ -154,7 +150,7 @@ class ModelRunner:
             if end % block_size and first <= last_block * block_size:
                 self.pool.tensor[sequence.block_table[last_block]].zero_()
 
-    def _sample(self, hidden: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         rows = [
             SamplingRow(
                 params=sequence.sampling,
@@ -164,7 +160,7 @@ class ModelRunner:
             )
             for sequence in sequences
         ]
-        return sample(self.model.logits(hidden), rows)
+        return sample(logits, rows)
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)

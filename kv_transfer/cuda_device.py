@@ -84,9 +84,12 @@ class CudaDevice:
     def copy(self, source: int, target: int, runs: Sequence[CopyRun]) -> None:
         """Copy runs on the copy stream, and wait until they are there."""
         self._make_current()
-        for run in runs:
-            self._call("cuMemcpyAsync", target + run.target_byte, source + run.source_byte, run.num_bytes, self._stream)
-        self._call("cuStreamSynchronize", self._stream)
+        try:
+            for run in runs:
+                places = target + run.target_byte, source + run.source_byte
+                self._call("cuMemcpyAsync", *places, run.num_bytes, self._stream)
+        finally:  # where one fails, those before it still write into blocks that somebody else is given next
+            self._call("cuStreamSynchronize", self._stream)
 
     def tensor(self, pointer: int, num_bytes: int) -> torch.Tensor:
         """The memory as uint8 [num_bytes]; it must outlive the tensor."""
