@@ -1,15 +1,17 @@
-"""Routes about the server itself: health, readiness, load, model name.
+"""Routes about the server itself: health, readiness, load, metrics, model name.
 
 Thin: health.py and token_load.py judge what cluster_view.py has read.
 """
 
 import orjson
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.health import capacity_tokens, lacking_roles, needed_roles
+from api.metrics import exposition
 from api.services import services_of
 from api.token_load import token_load
 from messages import Role
@@ -64,6 +66,13 @@ async def get_token_load(request: Request) -> Response:
             "dynamic_max_load": load.dynamic_max_load,
         }
     )
+
+
+@router.get("/metrics", response_model=None)
+async def metrics(request: Request) -> Response:
+    """The workers' figures in Prometheus' text format."""
+    workers = await services_of(request).view.workers()
+    return Response(exposition(workers), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _lacking(request: Request) -> str:
