@@ -13,6 +13,7 @@ import time
 import msgspec
 import torch
 
+from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.host import host_id
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.mapped_puller import MappedPuller
@@ -54,8 +55,8 @@ def measure(num_blocks: int, block_bytes: int, num_pulls: int) -> None:
         assert owner.stdin is not None and owner.stdout is not None
         offer = msgspec.json.decode(owner.stdout.readline(), type=Offer)
         pullers: list[Puller] = [
-            MappedPuller(ShmDriver(), _LAYOUT, block_bytes),
-            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, block_bytes, copy_on_host),
+            MappedPuller(ShmDriver(), _LAYOUT, whole_blocks(block_bytes)),
+            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, whole_blocks(block_bytes), copy_on_host),
         ]
         into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8)
         targets = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).tolist()

@@ -27,6 +27,11 @@ class KVLayout:
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
+    def head_bytes(self) -> int:
+        """Bytes of the keys, or values, of one head of one layer in a block."""
+        return self.block_size * self.head_dim * self.dtype.itemsize
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return self.token_bytes * self.block_size

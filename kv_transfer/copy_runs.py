@@ -6,11 +6,59 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CopyRun:
-    """One contiguous copy; offsets count from the first block of either side."""
+    """One copy, contiguous or of equal rows at equal distances; offsets count from the first block of either side."""
 
     source_byte: int
     target_byte: int
-    num_bytes: int
+    num_bytes: int  # of one row
+    num_rows: int = 1
+    source_pitch: int = 0  # bytes from row to row
+    target_pitch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCut:
+    """Which part of a source block becomes which part of a target block: a run in each of `num_rows` equal rows.
+
+    A block is [num_layers * 2] rows of KV heads, so the heads that two ranks share are such a cut.
+    """
+
+    source_block_bytes: int
+    target_block_bytes: int
+    num_rows: int = 1
+    source_byte: int = 0  # in each row
+    target_byte: int = 0
+    row_bytes: int = 0  # of the run; 0: the whole row of the source
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether blocks are copied as they are."""
+        return self.source_block_bytes == self.target_block_bytes == self.num_rows * self._run_bytes
+
+    @property
+    def _run_bytes(self) -> int:
+        return self.row_bytes or self.source_block_bytes // self.num_rows
+
+    def runs(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> list[CopyRun]:
+        """Copies of block source_ids[i] into target_ids[i]."""
+        if self.is_whole:
+            return merge_runs(source_ids, target_ids, self.source_block_bytes)
+        return [
+            CopyRun(
+                source_byte=source * self.source_block_bytes + self.source_byte,
+                target_byte=target * self.target_block_bytes + self.target_byte,
+                num_bytes=self._run_bytes,
+                num_rows=self.num_rows,
+                source_pitch=self.source_block_bytes // self.num_rows,
+                target_pitch=self.target_block_bytes // self.num_rows,
+            )
+            for source, target in zip(source_ids, target_ids, strict=True)
+        ]
+
+
+def whole_blocks(block_bytes: int) -> BlockCut:
+    """The cut between pools of one layout."""
+    return BlockCut(block_bytes, block_bytes)
 
 
 def merge_runs(source_ids: Sequence[int], target_ids: Sequence[int], block_bytes: int) -> list[CopyRun]:

@@ -87,13 +87,24 @@ class CudaDevice:
         try:
             for run in runs:
                 places = target + run.target_byte, source + run.source_byte
-                self._call("cuMemcpyAsync", *places, run.num_bytes, self._stream)
+                if run.num_rows == 1:
+                    self._call("cuMemcpyAsync", *places, run.num_bytes, self._stream)
+                else:
+                    self._call("cuMemcpy2DAsync", self._rectangle(*places, run), self._stream)
         finally:  # where one fails, those before it still write into blocks that somebody else is given next
             self._call("cuStreamSynchronize", self._stream)
 
     def tensor(self, pointer: int, num_bytes: int) -> torch.Tensor:
         """The memory as uint8 [num_bytes]; it must outlive the tensor."""
         return torch.as_tensor(_Memory(pointer, num_bytes), device=f"cuda:{self.ordinal}")
+
+    def _rectangle(self, target: int, source: int, run: CopyRun) -> Any:
+        rectangle = self._cuda.CUDA_MEMCPY2D()
+        rectangle.srcMemoryType = rectangle.dstMemoryType = self._cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        rectangle.srcDevice, rectangle.srcPitch = source, run.source_pitch
+        rectangle.dstDevice, rectangle.dstPitch = target, run.target_pitch
+        rectangle.WidthInBytes, rectangle.Height = run.num_bytes, run.num_rows
+        return rectangle
 
     def _make_current(self) -> None:
         self._call("cuCtxSetCurrent", self._context)

@@ -1,16 +1,34 @@
-"""Copies between tensors in host memory, one memcpy per run, on the calling thread."""
+"""Copies between tensors in host memory, one memcpy per row of a run, on the calling thread."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kv_transfer.copy_runs import CopyRun
+
+Bytes = NDArray[np.uint8]
 
 
 def copy_on_host(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
     """source, target: uint8, 1-D. Through numpy, which drops the GIL and takes no thread of torch's."""
-    theirs, ours = source.numpy(), target.numpy()
+    copy_runs(source.numpy(), target.numpy(), runs)
+
+
+def copy_runs(source: Bytes, target: Bytes, runs: Sequence[CopyRun]) -> None:
+    """The same on arrays, of which `source` may be read-only. Raises ValueError where a run leaves either."""
     for run in runs:
-        ours[run.target_byte : run.target_byte + run.num_bytes] = theirs[
-            run.source_byte : run.source_byte + run.num_bytes
-        ]
+        _rows(target, run.target_byte, run.target_pitch, run)[...] = _rows(
+            source, run.source_byte, run.source_pitch, run
+        )
+
+
+def _rows(memory: Bytes, first: int, pitch: int, run: CopyRun) -> Any:
+    end = first + (run.num_rows - 1) * pitch + run.num_bytes
+    if not 0 <= first <= end <= len(memory):
+        raise ValueError(f"bytes {first} to {end} of a pool of {len(memory)}")
+    if run.num_rows == 1:
+        return memory[first:end]
+    return np.lib.stride_tricks.as_strided(memory[first:end], (run.num_rows, run.num_bytes), (pitch, 1))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kv_transfer.copy_runs import merge_runs
+from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import Driver
 from kv_transfer.offer_check import OfferGone, check_offer
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
@@ -34,10 +34,10 @@ class _Mapping:
 class MappedPuller:
     """A `Puller` over a driver; pulls of different threads overlap."""
 
-    def __init__(self, driver: Driver, layout_hash: str, block_bytes: int, max_mappings: int = 64) -> None:
+    def __init__(self, driver: Driver, layout_hash: str, cut: BlockCut, max_mappings: int = 64) -> None:
         self._driver = driver
         self._layout_digest = layout_digest(layout_hash)
-        self._block_bytes = block_bytes
+        self._cut = cut
         self._max_mappings = max_mappings
         self._lock = threading.Lock()
         self._mappings: OrderedDict[tuple[str, int], _Mapping] = OrderedDict()  # (pool, epoch), oldest use first
@@ -61,7 +61,7 @@ class MappedPuller:
                 raise KVTransferFailed(f"pool {export.pool} has not the size that its head says")
             check_offer(handle, mapping.head)
             fence()
-            runs = merge_runs(handle.block_ids, block_ids, self._block_bytes)
+            runs = self._cut.runs(handle.block_ids, block_ids)
             self._driver.copy(mapping.pool, mapping.head.shape.head_bytes, target, runs)
             fence()
             if mapping.head.generation(handle.slot) != handle.generation:
@@ -108,7 +108,7 @@ class MappedPuller:
             shape = head.shape
             if shape.epoch != epoch:
                 raise KVTransferFailed(f"pool {name} has epoch {shape.epoch}, the handle {epoch}")
-            if shape.layout_digest != self._layout_digest or shape.block_bytes != self._block_bytes:
+            if shape.layout_digest != self._layout_digest or shape.block_bytes != self._cut.source_block_bytes:
                 raise KVTransferFailed(f"pool {name} has another KV layout, {shape.block_bytes} bytes a block")
             if self._driver.data_bytes(pool, shape.head_bytes) != shape.data_bytes:
                 raise KVTransferFailed(f"pool {name} has not the size that its head says")

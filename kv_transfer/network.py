@@ -1,7 +1,8 @@
 """The transports between hosts, started as the settings say. Knows which there are; each is a file of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import Driver
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Exporter, Puller
@@ -19,19 +20,20 @@ def start_exporters(settings: TransferSettings, sender: KVSender) -> list[Export
 
 
 def start_pullers(
-    settings: TransferSettings, worker_id: str, layout_hash: str, block_bytes: int, driver: Driver
-) -> Sequence[Puller]:
-    """What pulls from other hosts into memory of `driver`'s kind. Raises DeviceError."""
+    settings: TransferSettings, name: str, layout_hash: str, driver: Driver
+) -> Callable[[BlockCut], Sequence[Puller]]:
+    """What makes the pullers, by cut, that fetch from other hosts into memory of `driver`'s. Raises DeviceError."""
     if settings.network == "none":
-        return []
+        return lambda cut: []
     from kv_transfer.nixl_agent import NixlAgent
     from kv_transfer.nixl_transport import NixlPuller
 
-    return [
+    agent = NixlAgent(name)
+    return lambda cut: [
         NixlPuller(
-            NixlAgent(worker_id),
+            agent,
             layout_hash,
-            block_bytes,
+            cut,
             driver.copy_within,
             device=driver.device_of_memory,
             staging_bytes=settings.staging_bytes,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import CopyRun, merge_runs
+from kv_transfer.copy_runs import BlockCut, CopyRun, merge_runs
 from kv_transfer.nixl_agent import NixlAgent, Piece, Registered, RemoteMemory, Unfinished
 from kv_transfer.offer_check import check_offer
 from kv_transfer.pool_export import PoolHead, layout_digest
@@ -109,7 +109,7 @@ class NixlPuller:
         self,
         agent: NixlAgent,
         layout_hash: str,
-        block_bytes: int,
+        cut: BlockCut,
         unstage: Unstage,
         *,
         device: torch.device | None = None,
@@ -119,10 +119,11 @@ class NixlPuller:
         """`device`: where staging buffers lie; `timeout_s`: how long one read may take."""
         self._agent = agent
         self._layout_digest = layout_digest(layout_hash)
-        self._block_bytes = block_bytes
+        self._cut = cut
+        self._block_bytes = cut.source_block_bytes
         self._unstage = unstage
         self._device = device or torch.device("cpu")
-        self._staging_blocks = max(1, staging_bytes // block_bytes)
+        self._staging_blocks = max(1, staging_bytes // cut.source_block_bytes)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._owners: dict[tuple[str, int], _Owner] = {}  # by pool and epoch
@@ -227,7 +228,7 @@ class NixlPuller:
             except KVTransferFailed:
                 self._staging.append(staging)
                 raise
-            self._unstage(staging.tensor, target, merge_runs(range(len(ours)), ours, self._block_bytes))
+            self._unstage(staging.tensor, target, self._cut.runs(range(len(ours)), ours))
             self._staging.append(staging)
 
     def _pieces(self, owner: _Owner, block_ids: Sequence[int]) -> list[Piece]:

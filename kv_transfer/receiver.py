@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.driver import Driver
 from kv_transfer.host import host_id
 from kv_transfer.mapped_puller import MappedPuller
@@ -37,11 +38,15 @@ class KVReceiver:
         network: Sequence[Puller] = (),
         place: Place | None = None,
         require: str | None = None,
+        cut: BlockCut | None = None,
     ) -> None:
-        """`driver`: of the host's transport; `network`: pullers of other hosts; `require`: the only kind allowed."""
+        """`block_bytes`: of the owner; `driver`: of the host's transport; `network`: pullers of other hosts;
+        `require`: the only kind allowed; `cut`: what of a block is wanted, if not all of it.
+        """
         self._layout_hash = layout_hash
         self._block_bytes = block_bytes
-        self._mapped = MappedPuller(driver or ShmDriver(), layout_hash, block_bytes, max_mappings)
+        self._cut = cut or whole_blocks(block_bytes)
+        self._mapped = MappedPuller(driver or ShmDriver(), layout_hash, self._cut, max_mappings)
         self._pullers: dict[str, Puller] = {puller.kind: puller for puller in (self._mapped, *network)}
         self._place = place or Place(host_id())
         self._require = require
@@ -107,11 +112,12 @@ class KVReceiver:
         if not into.is_contiguous():
             raise ValueError("the pool to pull into must be contiguous")
         num_bytes = into.numel() * into.element_size()
-        num_blocks = num_bytes // self._block_bytes
-        if num_bytes % self._block_bytes or not all(0 <= block_id < num_blocks for block_id in block_ids):
+        block_bytes = self._cut.target_block_bytes
+        num_blocks = num_bytes // block_bytes
+        if num_bytes % block_bytes or not all(0 <= block_id < num_blocks for block_id in block_ids):
             raise ValueError(
                 f"not all of the {len(block_ids)} blocks to pull into are in a pool of {num_bytes} bytes, "
-                f"{self._block_bytes} a block"
+                f"{block_bytes} a block"
             )
         if len(set(block_ids)) != len(block_ids):
             raise ValueError("the same block twice to pull into")

@@ -5,6 +5,7 @@ import secrets
 
 import torch
 
+from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.driver import Driver
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.sender import KVSender
@@ -22,7 +23,7 @@ def self_test(driver: Driver | None = None) -> None:
     """
     driver = driver or ShmDriver()
     layout_hash = f"self-test-{secrets.token_hex(4)}"
-    puller = MappedPuller(driver, layout_hash, _BLOCK_BYTES)
+    puller = MappedPuller(driver, layout_hash, whole_blocks(_BLOCK_BYTES))
     try:
         with KVSender.create(f"self-test-{os.getpid()}", _NUM_BLOCKS, _BLOCK_BYTES, layout_hash, 2, driver) as sender:
             device = sender.buffer.device

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "broker": ROOT_MODULES,
     "engine": ROOT_MODULES | {"kernels"},
-    "kv_transfer": ROOT_MODULES,
+    "kv_transfer": ROOT_MODULES | {"kernels"},
     "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer"},
     "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer"},
     "api": ROOT_MODULES | {"broker"},

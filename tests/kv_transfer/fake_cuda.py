@@ -27,6 +27,8 @@ class FakeCuda:
     CUstream_flags = true.CUstream_flags
     CUipcMemHandle = true.CUipcMemHandle
     CUipcMem_flags = true.CUipcMem_flags
+    CUDA_MEMCPY2D = true.CUDA_MEMCPY2D
+    CUmemorytype = true.CUmemorytype
 
     def __init__(self, directory: Path, gpus: tuple[int, ...] = (0,), peers: frozenset[int] = frozenset()) -> None:
         self.directory, self.gpus, self.peers = directory, gpus, peers
@@ -128,6 +130,15 @@ class FakeCuda:
 
     def cuMemcpyAsync(self, target: int, source: int, num_bytes: int, stream: Any) -> tuple[Any, ...]:
         self.pending.append((target, source, num_bytes))
+        return (_SUCCESS,)
+
+    def cuMemcpy2DAsync(self, rectangle: Any, stream: Any) -> tuple[Any, ...]:
+        device = true.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        assert rectangle.srcMemoryType == rectangle.dstMemoryType == device
+        assert rectangle.WidthInBytes <= min(rectangle.srcPitch, rectangle.dstPitch)
+        for row in range(rectangle.Height):
+            target = int(rectangle.dstDevice) + row * rectangle.dstPitch
+            self.pending.append((target, int(rectangle.srcDevice) + row * rectangle.srcPitch, rectangle.WidthInBytes))
         return (_SUCCESS,)
 
     def cuStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:

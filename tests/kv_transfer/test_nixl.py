@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.nixl_agent import NixlAgent
 from kv_transfer.nixl_transport import NixlAddress, NixlPuller
@@ -35,7 +36,9 @@ def agent() -> Iterator[NixlAgent]:
 @pytest.fixture
 def puller(agent: NixlAgent) -> Iterator[NixlPuller]:
     # Two blocks per staging buffer, so that every pull takes several reads.
-    puller = NixlPuller(agent, "layout", SHAPE[1], copy_on_host, staging_bytes=2 * SHAPE[1], timeout_s=1.0)
+    puller = NixlPuller(
+        agent, "layout", whole_blocks(SHAPE[1]), copy_on_host, staging_bytes=2 * SHAPE[1], timeout_s=1.0
+    )
     yield puller
     puller.close()
 
@@ -84,7 +87,7 @@ def test_an_offer_withdrawn_while_it_is_pulled(start_owner: StartOwner, agent: N
     def withdrawing(source: torch.Tensor, target: torch.Tensor, runs: object) -> None:
         owner.withdraw("t")
 
-    puller = NixlPuller(agent, "layout", SHAPE[1], withdrawing)
+    puller = NixlPuller(agent, "layout", whole_blocks(SHAPE[1]), withdrawing)
     with pytest.raises(KVTransferFailed, match="no longer offered"):
         puller.pull(export, handle, empty_pool(), TARGETS)
     puller.close()
@@ -103,7 +106,7 @@ def test_a_bad_address(start_owner: StartOwner, agent: NixlAgent, puller: NixlPu
     for addresses in ({}, {"nixl": b"?"}, *({"nixl": msgspec.msgpack.encode(one)} for one in changed)):
         with pytest.raises(KVTransferFailed):
             puller.pull(msgspec.structs.replace(export, addresses=addresses), handle, empty_pool(), TARGETS)
-    other_layout = NixlPuller(agent, "another", SHAPE[1], copy_on_host)
+    other_layout = NixlPuller(agent, "another", whole_blocks(SHAPE[1]), copy_on_host)
     with pytest.raises(KVTransferFailed, match="another KV layout"):
         other_layout.pull(export, handle, empty_pool(), TARGETS)
     pool = empty_pool()
@@ -129,7 +132,9 @@ def test_a_killed_owner(start_owner: StartOwner, puller: NixlPuller, driver: Shm
 def test_a_silent_owner_costs_its_time_and_writes_nothing_late(start_owner: StartOwner, agent: NixlAgent) -> None:
     owner = start_owner(shape=SHAPE)
     export, handle = owner.export(ELSEWHERE), owner.offer("t", SOURCES, 90)
-    puller = NixlPuller(agent, "layout", SHAPE[1], copy_on_host, staging_bytes=2 * SHAPE[1], timeout_s=0.5)
+    puller = NixlPuller(
+        agent, "layout", whole_blocks(SHAPE[1]), copy_on_host, staging_bytes=2 * SHAPE[1], timeout_s=0.5
+    )
     puller.pull(export, handle, empty_pool(), TARGETS)
     os.kill(owner.process.pid, signal.SIGSTOP)
     pool = empty_pool()
