@@ -35,7 +35,8 @@ def small_cases() -> list[KernelCase]:
     """For the interpreter."""
     return [
         _copied("small", 2, 16 * 9),
-        _resharded("small", 37, (2, 16), (1, 32), 0, num_layers=2, num_kv_heads=2, head_dim=24),
+        _resharded("small, joined", 37, (2, 16), (1, 32), 0, num_layers=2, num_kv_heads=2, head_dim=24),
+        _resharded("small, split", 37, (1, 32), (2, 16), 1, num_layers=2, num_kv_heads=2, head_dim=24),
     ]
 
 

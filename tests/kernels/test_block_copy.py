@@ -77,7 +77,7 @@ PAIRS = [
     (num_kv_heads, source_ranks, target_ranks)
     for num_kv_heads, source_ranks, target_ranks in product((1, 2, 3, 4, 8), (1, 2, 4), (1, 2, 4))
     if can_split(num_kv_heads, source_ranks) and can_split(num_kv_heads, target_ranks)
-]
+] + [(6, 2, 3), (6, 3, 2), (12, 4, 3)]  # shares that overlap without one holding the other
 
 
 @pytest.mark.parametrize("num_kv_heads, source_ranks, target_ranks", PAIRS)

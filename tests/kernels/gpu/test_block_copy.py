@@ -1,7 +1,6 @@
 """Block copies under the interpreter: every bit as the twin moves it, and nothing else."""
 
 from collections.abc import Callable
-from math import gcd
 
 import pytest
 import torch
@@ -66,15 +65,15 @@ def test_blocks_move_inside_one_pool() -> None:
     assert torch.equal(pool, before[[0, 3, 0, 3]])
 
 
+@pytest.mark.parametrize("sizes", [(16, 16), (16, 32), (32, 16), (32, 32)], ids=str)
 @given(data=st.data(), dtype=st.one_of(dtypes, st.just(torch.float8_e4m3fn)), seed=seeds)
-@settings(max_examples=20, deadline=None)
-def test_reshard_blocks(data: st.DataObject, dtype: torch.dtype, seed: int) -> None:
-    sizes = st.sampled_from([16, 32])
-    source_size, target_size = data.draw(sizes), data.draw(sizes)
+@settings(max_examples=10, deadline=None)
+def test_reshard_blocks(sizes: tuple[int, int], data: st.DataObject, dtype: torch.dtype, seed: int) -> None:
+    source_size, target_size = sizes
     head_dim = data.draw(st.sampled_from([16, 48, 80]))
     num_heads = data.draw(st.integers(1, 3))
     source_head, target_head = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
-    num_tokens = data.draw(st.integers(0, 3 * gcd(source_size, target_size)))
+    num_tokens = data.draw(st.sampled_from([37, 48, 33, 16, 1, 0]))
 
     def pool(num_heads: int, block_size: int, seed: int) -> Tensor:
         layout = KVLayout(2, num_heads, block_size, head_dim, dtype)
