@@ -150,6 +150,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     min_new_tokens: int = 1
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
+    min_p: float = 0.0  # of the largest probability; 0: no limit
 
 
 class OutputParams(msgspec.Struct, frozen=True, array_like=True):

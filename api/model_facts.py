@@ -27,6 +27,7 @@ class GenerationDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

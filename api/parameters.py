@@ -1,7 +1,8 @@
 """A request's `parameters` object -> SamplingParams and OutputParams, with LightLLM's names, defaults and words.
 
 Pure: the seed is drawn by the caller. Unknown keys are ignored, as LightLLM does; `null` means the default, where
-LightLLM fails; an int out of range is refused, where LightLLM wraps it around.
+LightLLM fails; an int out of range is refused, where LightLLM wraps it around. `min_p` LightLLM has not: an id may be
+drawn while its probability is at least `min_p` of the largest; 0.0, the default, is no limit.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,7 +78,7 @@ def _sampling(
         raise InvalidRequest(f"frequency_penalty must >= 0.0, got {frequency_penalty}")
     if repetition_penalty < 1.0:
         raise InvalidRequest(f"repetition_penalty must >= 1.0, got {repetition_penalty}")
-    do_sample, temperature, top_p, top_k = _randomness(given, defaults)
+    do_sample, temperature, top_p, top_k, min_p = _randomness(given, defaults)
     max_new_tokens = to_int("max_new_tokens", given.get("max_new_tokens", 16))
     min_new_tokens = to_int("min_new_tokens", given.get("min_new_tokens", 1))
     if max_new_tokens < 1:
@@ -105,27 +106,31 @@ def _sampling(
         min_new_tokens=min_new_tokens,
         logit_bias=_logit_bias(given.get("logit_bias", {}), limits, vocab_size),
         allowed_token_ids=_allowed_token_ids(given.get("allowed_token_ids", []), limits, vocab_size),
+        min_p=min_p,
     )
 
 
-def _randomness(given: Raw, defaults: GenerationDefaults) -> tuple[bool, float, float, int]:
-    """(do_sample, temperature, top_p, top_k). Greedy comes back as (False, 1.0, 1.0, 1)."""
+def _randomness(given: Raw, defaults: GenerationDefaults) -> tuple[bool, float, float, int, float]:
+    """(do_sample, temperature, top_p, top_k, min_p). Greedy comes back as (False, 1.0, 1.0, 1, 0.0)."""
     do_sample = bool(given.get("do_sample", defaults.do_sample))
     # Types are checked even where do_sample false hides the ranges.
     temperature = to_float("temperature", given.get("temperature", defaults.temperature))
     top_p = to_float("top_p", given.get("top_p", defaults.top_p))
     top_k = to_int("top_k", given.get("top_k", defaults.top_k))
+    min_p = to_float("min_p", given.get("min_p", defaults.min_p))
     if not do_sample:
-        return False, 1.0, 1.0, 1
+        return False, 1.0, 1.0, 1, 0.0
     if temperature < 0.0:
         raise InvalidRequest(f"temperature must > 0.0, got {temperature}")
     if not 0.0 < top_p <= 1.0:
         raise InvalidRequest(f"top_p must be in (0.0, 1.0], got {top_p}")
+    if not 0.0 <= min_p <= 1.0:
+        raise InvalidRequest(f"min_p must be in [0.0, 1.0], got {min_p}")
     if temperature < GREEDY_TEMPERATURE:
-        return False, 1.0, 1.0, 1
+        return False, 1.0, 1.0, 1, 0.0
     if top_k < -1 or top_k == 0:
         raise InvalidRequest(f"top_k must be -1 (disable), or at least 1, got {top_k}.")
-    return True, temperature, top_p, top_k
+    return True, temperature, top_p, top_k, min_p
 
 
 def _length_penalty(value: object) -> tuple[int, float]:

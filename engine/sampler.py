@@ -1,8 +1,9 @@
 """The choice of the next token: a pure function of (logits, parameters, seed, token index).
 
 Greedy rows take the largest logit, ties to the lowest id. Sampled rows take the largest logit / temperature + Gumbel
-noise among the ids that top_p and top_k keep, which draws from the softmax of what is kept; the noise of an id depends
-on (seed, token index, id) only (`philox.py`), so neither the batch, nor a row's place in it, nor the worker matters.
+noise among the ids that top_p, top_k and min_p keep, which draws from the softmax of what is kept; the noise of an id
+depends on (seed, token index, id) only (`philox.py`), so neither the batch, nor a row's place in it, nor the worker
+matters.
 Knows no sequence and no model.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from engine.penalties import SamplingRow, apply_penalties, changes_logits
 from engine.philox import gumbel, random_words, random_words_at
-from engine.truncation import keep_top_p_top_k
+from engine.truncation import kept_ids, truncates
 from messages import SamplingParams
 
 __all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample"]
@@ -29,9 +30,9 @@ _NOISE_ELEMENTS = 1 << 18  # rows are drawn in groups of about this many ids, so
 class Sampled:
     """The token chosen for a row.
 
-    `logprob` is the log of its probability after penalties and temperature (greedy: temperature 1); what top_p and
-    top_k drop does not count back. When the row had no probabilities (a NaN or +inf logit, or no id left) `error`
-    says so and there is no token: `token_id` is -1. The other rows of the batch are unharmed.
+    `logprob` is the log of its probability after penalties and temperature (greedy: temperature 1); what top_p,
+    top_k and min_p drop does not count back. When the row had no probabilities (a NaN or +inf logit, or no id left)
+    `error` says so and there is no token: `token_id` is -1. The other rows of the batch are unharmed.
     """
 
     token_id: int
@@ -40,7 +41,7 @@ class Sampled:
 
 
 def is_greedy(params: SamplingParams) -> bool:
-    """Whether the largest logit is taken; temperature, top_p, top_k and the seed then do not matter."""
+    """Whether the largest logit is taken; temperature, top_p, top_k, min_p and the seed do not matter."""
     return not params.do_sample or params.temperature < MIN_TEMPERATURE
 
 
@@ -99,12 +100,12 @@ def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
     logprobs = torch.log_softmax(logits, dim=-1)
     token_ids = torch.zeros(len(rows), dtype=torch.int64, device=device)
     vocab_size = logits.shape[1]
-    cut = [place for place, row in enumerate(rows) if _truncates(row.params, vocab_size)]
-    whole = [place for place, row in enumerate(rows) if not _truncates(row.params, vocab_size)]
+    cut = [place for place, row in enumerate(rows) if truncates(row.params, vocab_size)]
+    whole = [place for place, row in enumerate(rows) if not truncates(row.params, vocab_size)]
     if cut:
         where = torch.tensor(cut, device=device)
         params = [rows[place].params for place in cut]
-        for kept in keep_top_p_top_k(_pick(logits, cut), _pick(logprobs, cut), params):
+        for kept in kept_ids(_pick(logits, cut), _pick(logprobs, cut), params):
             places = where[kept.rows]
             words = random_words_at(seeds[places], token_indexes[places], kept.ids, vocab_size)
             scores = kept.logits + gumbel(words)
@@ -116,10 +117,6 @@ def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
         noise = gumbel(random_words(seeds[some], token_indexes[some], vocab_size))
         token_ids[some] = (logits[some] + noise).argmax(dim=-1)
     return _sampled(token_ids, logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1))
-
-
-def _truncates(params: SamplingParams, vocab_size: int) -> bool:
-    return params.top_p < 1.0 or 0 < params.top_k < vocab_size
 
 
 def _sampled(token_ids: Tensor, logprobs: Tensor) -> list[Sampled]:

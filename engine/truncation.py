@@ -1,10 +1,12 @@
-"""top_p and top_k: which ids of a row may be drawn.
+"""top_p, top_k and min_p: which ids of a row may be drawn.
 
 Ids stand in order of falling logit, equals by rising id. An id is kept while the probability before it is at most
-top_p and its rank is below top_k. Most rows keep few ids, so only the largest are sorted, and more of them only for
-the rows that turn out to keep more. How many a row gets sorted depends on that row alone.
+top_p, its rank is below top_k and its probability is at least min_p of the largest. Most rows keep few ids, so only the
+largest are sorted, and more of them only for the rows that turn out to keep more. How many a row gets sorted depends on
+that row alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,12 +33,13 @@ class KeptIds:
     mask: Tensor
 
 
-def keep_top_p_top_k(logits: Tensor, logprobs: Tensor, params: Sequence[SamplingParams]) -> Iterator[KeptIds]:
+def kept_ids(logits: Tensor, logprobs: Tensor, params: Sequence[SamplingParams]) -> Iterator[KeptIds]:
     """The kept ids; each row comes once. logits: [R, V] after temperature; logprobs: their log_softmax."""
     vocab_size = logits.shape[1]
     device = logits.device
     top_p = torch.tensor([row.top_p for row in params], dtype=torch.float64, device=device).unsqueeze(1)
     top_k = torch.tensor([row.top_k if row.top_k > 0 else vocab_size for row in params], device=device).unsqueeze(1)
+    lowest = torch.tensor([lowest_logit(row) for row in params], device=device).unsqueeze(1)
     rows = torch.arange(len(params), device=device)
     for count in (*(count for count in NUM_CANDIDATES if count < vocab_size), vocab_size):
         unsettled: list[Tensor] = []
@@ -45,7 +48,7 @@ def keep_top_p_top_k(logits: Tensor, logprobs: Tensor, params: Sequence[Sampling
             probs = logprobs[some].gather(-1, ids).double().exp()
             before = probs.cumsum(dim=-1) - probs
             ranks = torch.arange(count, device=device)
-            mask = (before <= top_p[some]) & (ranks < top_k[some])
+            mask = (before <= top_p[some]) & (ranks < top_k[some]) & (values >= values[:, :1] + lowest[some])
             # Ids equal to the last candidate may be missing here, so a row that keeps such a one is not settled.
             settled = (~(mask & (values <= values[:, -1:]))).all(dim=1) | (count == vocab_size)
             yield KeptIds(some[settled], ids[settled], values[settled], mask[settled])
@@ -53,6 +56,16 @@ def keep_top_p_top_k(logits: Tensor, logprobs: Tensor, params: Sequence[Sampling
         rows = torch.cat(unsettled)
         if not len(rows):
             return
+
+
+def truncates(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether there is a limit at all."""
+    return params.top_p < 1.0 or 0 < params.top_k < vocab_size or params.min_p > 0.0
+
+
+def lowest_logit(params: SamplingParams) -> float:
+    """How far below the largest logit a kept one may be, after temperature: log(min_p)."""
+    return math.log(params.min_p) if params.min_p > 0.0 else -math.inf
 
 
 def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

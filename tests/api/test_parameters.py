@@ -66,17 +66,20 @@ def test_sampling_field(raw: dict[str, Any], field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"do_sample": True}, (True, 1.0, 1.0, -1)),
-        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40}, (True, 0.7, 0.9, 40)),
-        ({"do_sample": True, "temperature": 0}, (False, 1.0, 1.0, 1)),
-        ({"do_sample": True, "temperature": 9e-6, "top_k": 0}, (False, 1.0, 1.0, 1)),
-        ({"do_sample": False, "temperature": -5, "top_p": 7, "top_k": -3}, (False, 1.0, 1.0, 1)),
-        ({"temperature": 0.5, "top_p": 0.5, "top_k": 5}, (False, 1.0, 1.0, 1)),
+        ({"do_sample": True}, (True, 1.0, 1.0, -1, 0.0)),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40}, (True, 0.7, 0.9, 40, 0.0)),
+        ({"do_sample": True, "min_p": 0.05}, (True, 1.0, 1.0, -1, 0.05)),
+        ({"do_sample": True, "min_p": 1}, (True, 1.0, 1.0, -1, 1.0)),
+        ({"do_sample": True, "temperature": 0, "min_p": 0.5}, (False, 1.0, 1.0, 1, 0.0)),
+        ({"do_sample": True, "temperature": 9e-6, "top_k": 0}, (False, 1.0, 1.0, 1, 0.0)),
+        ({"do_sample": False, "temperature": -5, "top_p": 7, "top_k": -3, "min_p": 9}, (False, 1.0, 1.0, 1, 0.0)),
+        ({"temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.5}, (False, 1.0, 1.0, 1, 0.0)),
     ],
 )
 def test_do_sample_rules_over_the_rest(raw: dict[str, Any], expected: tuple[object, ...]) -> None:
     sampling = parse(**raw).sampling
-    assert (sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k) == expected
+    chosen = sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
+    assert chosen == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_n_is_best_of() -> None:
 
 def test_null_means_the_default() -> None:
     names = (
-        "do_sample temperature top_p top_k presence_penalty frequency_penalty repetition_penalty ignore_eos "
+        "do_sample temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty ignore_eos "
         "exponential_decay_length_penalty input_penalty max_new_tokens min_new_tokens stop_sequences seed logit_bias "
         "skip_special_tokens add_special_tokens add_spaces_between_special_tokens print_eos_token best_of n "
         "regular_constraint guided_grammar guided_json allowed_token_ids include_stop_str_in_output return_details"
@@ -117,10 +120,12 @@ def test_unknown_names_and_empty_constraints_are_ignored() -> None:
 
 
 def test_generation_config_fills_what_is_not_given() -> None:
-    defaults = GenerationDefaults(do_sample=True, temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1)
+    defaults = GenerationDefaults(
+        do_sample=True, temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1
+    )
     sampling = parse(defaults).sampling
     assert (sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k) == (True, 0.6, 0.9, 20)
-    assert sampling.repetition_penalty == 1.1
+    assert sampling.repetition_penalty == 1.1 and sampling.min_p == 0.1
     assert parse(defaults, temperature=0.3, repetition_penalty=1).sampling.temperature == 0.3
     assert not parse(defaults, do_sample=False).sampling.do_sample
 
@@ -138,6 +143,8 @@ def test_generation_config_fills_what_is_not_given() -> None:
         ({"do_sample": True, "temperature": -1}, "temperature must > 0.0, got -1.0"),
         ({"do_sample": True, "top_p": 0}, "top_p must be in (0.0, 1.0], got 0.0"),
         ({"do_sample": True, "top_p": 1.5}, "top_p must be in (0.0, 1.0], got 1.5"),
+        ({"do_sample": True, "min_p": -0.1}, "min_p must be in [0.0, 1.0], got -0.1"),
+        ({"do_sample": True, "min_p": 1.5}, "min_p must be in [0.0, 1.0], got 1.5"),
         ({"do_sample": True, "top_k": 0}, "top_k must be -1 (disable), or at least 1, got 0."),
         ({"do_sample": True, "top_k": -2}, "top_k must be -1 (disable), or at least 1, got -2."),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0."),
@@ -167,6 +174,7 @@ def test_generation_config_fills_what_is_not_given() -> None:
         ({"seed": 1.0}, "'float' object cannot be interpreted as an integer"),
         ({"temperature": "0.5"}, "must be real number, not str"),
         ({"top_p": [0.5]}, "must be real number, not list"),
+        ({"min_p": "0.5"}, "must be real number, not str"),
         ({"image_max_patch_num": "1"}, "'str' object cannot be interpreted as an integer"),
         ({"exponential_decay_length_penalty": ["1", 1.0]}, "'str' object cannot be interpreted as an integer"),
     ],

@@ -69,7 +69,8 @@ def oracle_kept(scaled: list[float], params: SamplingParams) -> list[int]:
     order = sorted(range(len(scaled)), key=lambda token_id: (-scaled[token_id], token_id))
     kept, before = [], 0.0
     for rank, token_id in enumerate(order):
-        if before <= params.top_p and (params.top_k < 0 or rank < params.top_k):
+        likely = probs[token_id] >= params.min_p * probs[order[0]]
+        if before <= params.top_p and (params.top_k < 0 or rank < params.top_k) and likely:
             kept.append(token_id)
         before += probs[token_id]
     return kept
@@ -114,7 +115,7 @@ def test_greedy_ties_go_to_the_lowest_id(vocab_size: int) -> None:
 def test_without_do_sample_the_sampling_parameters_do_not_matter() -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
     plain = sample(logits, [row()])
-    assert sample(logits, [row(temperature=3.0, top_p=0.1, top_k=7, seed=99)]) == plain
+    assert sample(logits, [row(temperature=3.0, top_p=0.1, top_k=7, min_p=0.9, seed=99)]) == plain
 
 
 @pytest.mark.parametrize(("temperature", "greedy"), [(0.0, True), (9.9e-6, True), (1e-5, False), (1.0, False)])
@@ -226,6 +227,16 @@ def test_top_p_keeps_an_id_while_the_mass_before_it_is_at_most_top_p() -> None:
     assert {drawn.token_id for drawn in draws(logits, 400, top_p=0.8, top_k=2)} == {0, 1}
 
 
+def test_min_p_keeps_an_id_of_at_least_that_share_of_the_largest_probability() -> None:
+    logits = [math.log(p) for p in (0.1, 0.5, 0.26, 0.14)]
+    kept = {min_p: {drawn.token_id for drawn in draws(logits, 400, min_p=min_p)} for min_p in (0.15, 0.25, 0.5, 1.0)}
+    assert kept == {0.15: {0, 1, 2, 3}, 0.25: {1, 2, 3}, 0.5: {1, 2}, 1.0: {1}}
+    assert {drawn.token_id for drawn in draws(logits, 400, min_p=0.25, temperature=0.5)} == {1, 2}  # 0.078 of it
+    assert {drawn.token_id for drawn in draws(logits, 400, min_p=0.25, top_k=2)} == {1, 2}
+    assert {drawn.token_id for drawn in draws(logits, 400, min_p=0.25, top_p=0.4)} == {1}
+    assert {drawn.token_id for drawn in draws([1.0, 0.5, 1.0], 200, min_p=1.0)} == {0, 2}  # equals of the largest
+
+
 def test_logprob_is_over_all_ids_at_the_temperature() -> None:
     logits = [1.0, 0.5, 0.0, -1.0]
     expected = log_softmax([value / 0.5 for value in logits])
@@ -252,6 +263,7 @@ def random_row(generator: torch.Generator, vocab_size: int) -> SamplingRow:
         temperature=pick(0.0, 0.3, 1.0, 1.7),
         top_p=pick(1.0, 0.95, 0.5, 0.01),
         top_k=pick(-1, 1, 5, 100),
+        min_p=pick(0.0, 0.0, 0.02, 0.3),
         presence_penalty=pick(0.0, 0.7),
         frequency_penalty=pick(0.0, 0.3),
         repetition_penalty=pick(1.0, 1.3),
@@ -288,6 +300,8 @@ def test_random_parameters_match_the_oracle(vocab_size: int) -> None:
         (1.0, {"top_k": 9000}),
         (0.0, {"top_k": 600}),  # all equal: the lowest ids stay
         (0.0, {"top_p": 0.3}),
+        (1.0, {"min_p": 0.1}),
+        (0.01, {"min_p": 0.97}),  # thousands
     ],
     ids=str,
 )
@@ -317,6 +331,7 @@ def test_truncation_of_a_large_vocabulary_matches_the_oracle(spread: float, para
         {"top_k": 4},
         {"top_p": 0.7},
         {"top_k": 4, "top_p": 0.7},
+        {"min_p": 0.2},
         {"seed": 77},
     ],
     ids=str,
@@ -325,7 +340,7 @@ def test_draws_follow_the_softmax_of_what_is_kept(params: dict[str, Any]) -> Non
     num_draws = 8000
     logits = torch.randn(9, generator=torch.Generator().manual_seed(3)).mul(1.5).tolist()
     scaled = [value / params.get("temperature", 1.0) for value in logits]
-    kept = oracle_kept(scaled, SamplingParams(0, **{k: v for k, v in params.items() if k.startswith("top")}))
+    kept = oracle_kept(scaled, SamplingParams(0, **{k: v for k, v in params.items() if k.startswith(("top", "min"))}))
     weights = {token_id: math.exp(scaled[token_id]) for token_id in kept}
     counts = Counter(drawn.token_id for drawn in draws(logits, num_draws, **params))
     assert set(counts) <= set(kept)
