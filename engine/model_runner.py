@@ -15,7 +15,7 @@ from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import DecodeMeta, Model
-from engine.sampler import Sampled, SamplingRow, sample
+from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
 from kernels.ops import PrefillMeta
 
@@ -39,6 +39,7 @@ class ModelRunner:
         self.pool = pool
         self.graphs = graphs
         self.eos_token_ids = model.config.eos_token_ids
+        self._sampler = select_sampler(model.device)
 
     @property
     def kv_layout(self) -> KVLayout:
@@ -160,7 +161,7 @@ class ModelRunner:
             )
             for sequence in sequences
         ]
-        return sample(logits, rows)
+        return self._sampler(logits, rows)
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)

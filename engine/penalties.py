@@ -37,7 +37,7 @@ def changes_logits(row: SamplingRow) -> bool:
     """Whether `apply_penalties` would do anything to this row."""
     params = row.params
     return bool(
-        params.logit_bias or params.allowed_token_ids or _counts_tokens(params) or _eos_growth(row) or _masks_eos(row)
+        params.logit_bias or params.allowed_token_ids or counts_tokens(params) or eos_growth(row) or masks_eos(row)
     )
 
 
@@ -70,7 +70,7 @@ def _apply_token_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     scales: list[tuple[float, float]] = []  # repetition penalty, what is subtracted
     for row_index, row in enumerate(rows):
         params = row.params
-        if not _counts_tokens(params):
+        if not counts_tokens(params):
             continue
         counts = Counter(row.output_token_ids)
         if params.input_penalty:
@@ -87,8 +87,8 @@ def _apply_token_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def _apply_eos_rules(logit_row: Tensor, row: SamplingRow, vocab_size: int) -> None:
-    growth = _eos_growth(row)
-    masks = _masks_eos(row)
+    growth = eos_growth(row)
+    masks = masks_eos(row)
     eos_token_ids = sorted({token_id for token_id in row.eos_token_ids if 0 <= token_id < vocab_size})
     if not eos_token_ids or not (growth or masks):
         return
@@ -102,11 +102,12 @@ def _apply_eos_rules(logit_row: Tensor, row: SamplingRow, vocab_size: int) -> No
     logit_row[token_ids] = logit
 
 
-def _counts_tokens(params: SamplingParams) -> bool:
+def counts_tokens(params: SamplingParams) -> bool:
+    """Whether the seen tokens matter."""
     return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
-def _eos_growth(row: SamplingRow) -> float:
+def eos_growth(row: SamplingRow) -> float:
     """factor ** (tokens beyond start) - 1; 0.0 when the length penalty is off or has not begun."""
     start, factor = row.params.exponential_decay_length_penalty
     beyond = row.token_index - start
@@ -115,6 +116,6 @@ def _eos_growth(row: SamplingRow) -> float:
     return math.expm1(min(beyond * math.log(factor), _MAX_LOG_GROWTH))
 
 
-def _masks_eos(row: SamplingRow) -> bool:
+def masks_eos(row: SamplingRow) -> bool:
     """While True an EOS would come before the min_new_tokens-th token."""
     return row.token_index < row.params.min_new_tokens - 1

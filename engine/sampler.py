@@ -3,12 +3,16 @@
 Greedy rows take the largest logit, ties to the lowest id. Sampled rows take the largest logit / temperature + Gumbel
 noise among the ids that top_p, top_k and min_p keep, which draws from the softmax of what is kept; the noise of an id
 depends on (seed, token index, id) only (`philox.py`), so neither the batch, nor a row's place in it, nor the worker
-matters.
-Knows no sequence and no model.
+matters. Knows no sequence and no model.
+
+Nor does the device, given the same logits. What is kept is decided in float32 operations that IEEE 754 leaves one
+result and in sums of integers. The noise takes two logarithms in float64, which libraries round apart by 1e-14 at most;
+of the two best scores the gap is below e with probability below e (the gap of Gumbel-max draws has density
+sum p (1 - p) <= 1 at zero), so another library chooses another token once in 1e13.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +23,7 @@ from engine.philox import gumbel, random_words, random_words_at
 from engine.truncation import kept_ids, truncates
 from messages import SamplingParams
 
-__all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample"]
+__all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample", "select_sampler", "to_sampled"]
 
 MIN_TEMPERATURE = 1e-5  # below it a row is greedy
 _NO_TOKEN = -1
@@ -38,6 +42,18 @@ class Sampled:
     token_id: int
     logprob: float
     error: str = ""
+
+
+Sampler = Callable[[Tensor, Sequence[SamplingRow]], list[Sampled]]
+
+
+def select_sampler(device: torch.device) -> Sampler:
+    """The sampler of logits on `device`: `sample`, or on a GPU the kernels that choose the same tokens."""
+    if device.type == "cuda":
+        from engine import gpu_sampler  # Triton, half a second, is not loaded where there is no GPU
+
+        return gpu_sampler.sample
+    return sample
 
 
 def is_greedy(params: SamplingParams) -> bool:
@@ -85,7 +101,7 @@ def _greedy(logits: Tensor) -> list[Sampled]:
     token_ids = logits.argmax(dim=-1, keepdim=True)
     # log_softmax works row by row; a sum over one long row is split between threads and rounds by batch size.
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, token_ids)
-    return _sampled(token_ids.squeeze(-1), logprobs.squeeze(-1))
+    return to_sampled(token_ids.squeeze(-1).tolist(), logprobs.squeeze(-1).tolist())
 
 
 def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
@@ -105,7 +121,7 @@ def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
     if cut:
         where = torch.tensor(cut, device=device)
         params = [rows[place].params for place in cut]
-        for kept in kept_ids(_pick(logits, cut), _pick(logprobs, cut), params):
+        for kept in kept_ids(_pick(logits, cut), params):
             places = where[kept.rows]
             words = random_words_at(seeds[places], token_indexes[places], kept.ids, vocab_size)
             scores = kept.logits + gumbel(words)
@@ -116,14 +132,15 @@ def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
         some = whole[start : start + group]
         noise = gumbel(random_words(seeds[some], token_indexes[some], vocab_size))
         token_ids[some] = (logits[some] + noise).argmax(dim=-1)
-    return _sampled(token_ids, logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1))
+    logprobs = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    return to_sampled(token_ids.tolist(), logprobs.tolist())
 
 
-def _sampled(token_ids: Tensor, logprobs: Tensor) -> list[Sampled]:
-    """A logprob is NaN where the row holds a NaN or +inf or nothing finite: there nothing can be chosen."""
+def to_sampled(token_ids: Sequence[int], logprobs: Sequence[float]) -> list[Sampled]:
+    """A logprob is not finite where the row holds a NaN or +inf or nothing finite: there nothing can be chosen."""
     return [
         Sampled(token_id, logprob)
         if math.isfinite(logprob)
         else Sampled(_NO_TOKEN, -math.inf, "the model's logits are not finite, or no token is allowed")
-        for token_id, logprob in zip(token_ids.tolist(), logprobs.tolist(), strict=True)
+        for token_id, logprob in zip(token_ids, logprobs, strict=True)
     ]

@@ -4,7 +4,17 @@ from importlib import import_module
 
 from bench.kernels.case import KernelCase
 
-FAMILIES = ("rms_norm", "rope", "silu_mul", "kv_write", "attention_decode", "attention_prefill", "block_copy")
+FAMILIES = (
+    "rms_norm",
+    "rope",
+    "silu_mul",
+    "kv_write",
+    "attention_decode",
+    "attention_prefill",
+    "block_copy",
+    "sampling",
+    "logits_bitmask",
+)
 
 
 def cases_of(family: str) -> list[KernelCase]:

@@ -1,0 +1,24 @@
+"""Which ids a grammar allows, as bits: every other logit becomes -inf. Plain torch, any device.
+
+The layout is xgrammar's: id v is bit v % 32 of word v // 32, int32, 1 where it is allowed; bits beyond the vocabulary
+mean nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def logits_bitmask(logits: Tensor, bitmask: Tensor, rows: Tensor | None = None) -> None:
+    """Edits `logits` [B, V] in place. bitmask: [M, W] int32, 32 * W >= V; its row i is for `logits[rows[i]]`.
+
+    rows: [M] int32 or int64, distinct; None: row i is for `logits[i]`, and M is B.
+    """
+    vocab_size = logits.shape[1]
+    bits = torch.arange(32, dtype=torch.int32, device=bitmask.device)
+    allowed = ((bitmask.unsqueeze(-1) >> bits) & 1).flatten(start_dim=1)[:, :vocab_size].bool()
+    if rows is None:
+        logits.masked_fill_(~allowed, -math.inf)
+    else:
+        logits[rows] = logits[rows].masked_fill_(~allowed, -math.inf)
