@@ -68,4 +68,5 @@ def _of(
             forbidden=("LDG.E.U16", "LDG.E.U8"),
         ),
         capabilities=FLOAT8_CAPABILITIES if is_float8 else CAPABILITIES,
+        on_tensor_cores=True,
     )

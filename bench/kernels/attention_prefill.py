@@ -81,4 +81,5 @@ def _of(
         flops=4 * pairs * num_heads * head_dim,
         expected=Expected(opcodes=_OPCODES, forbidden=("LDG.E.U16", "LDG.E.U8")),
         capabilities=FLOAT8_CAPABILITIES if is_float8 else CAPABILITIES,
+        on_tensor_cores=True,
     )

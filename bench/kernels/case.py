@@ -80,6 +80,11 @@ class KernelCase:
     flops: int = 0
     expected: Expected = Expected()
     capabilities: Sequence[int] = CAPABILITIES  # where it can run
+    on_tensor_cores: bool = False  # where `flops` are computed; else by the float32 units
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a GPU of that compute capability is one that the case is for."""
+        return capability >= min(self.capabilities)
 
 
 def outputs_of(outputs: Outputs) -> list[Tensor]:
@@ -87,7 +92,7 @@ def outputs_of(outputs: Outputs) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def max_error(case: KernelCase, ours: Outputs, wanted: Outputs) -> float:
+def max_error(ours: Outputs, wanted: Outputs) -> float:
     """The largest |ours - wanted| / (1 + |wanted|) of all outputs; inf where shapes, types or NaNs differ."""
     worst = 0.0
     for mine, theirs in zip(outputs_of(ours), outputs_of(wanted), strict=True):
@@ -95,7 +100,7 @@ def max_error(case: KernelCase, ours: Outputs, wanted: Outputs) -> float:
             return float("inf")
         if not mine.numel():
             continue
-        left, right = mine.double().cpu(), theirs.double().cpu()
+        left, right = mine.cpu().double(), theirs.cpu().double()
         if not torch.equal(left.isfinite(), right.isfinite()):
             return float("inf")
         difference = ((left - right).abs() / (1 + right.abs())).nan_to_num(0.0)

@@ -21,3 +21,9 @@ def cases_of(family: str) -> list[KernelCase]:
     """The production shapes of one family: what is compiled, timed and checked on a GPU."""
     cases: list[KernelCase] = import_module(f"bench.kernels.{family}").cases()
     return cases
+
+
+def small_cases_of(family: str) -> list[KernelCase]:
+    """A few small shapes of one family: what is run under the interpreter."""
+    cases: list[KernelCase] = import_module(f"bench.kernels.{family}").small_cases()
+    return cases

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.kernels.gpu import interpreter
+from bench.kernels import interpreter
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
+from bench.kernels.interpreter import watched
 from tests.kernels.gpu.drawn import randn
-from tests.kernels.gpu.interpreter import watched
 
 SIZE = 64
 

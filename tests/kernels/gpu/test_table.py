@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from bench.kernels import interpreter
 from engine.model_runner import ModelRunner
 from engine.weights import load_model
 from kernels.gpu.table import gpu_ops
-from tests.kernels.gpu import interpreter
 from tests.tiny_models import greedy, prompts, tiny_model, tiny_runner
 
 NUM_TOKENS = 3
