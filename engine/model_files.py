@@ -43,10 +43,29 @@ def resolve_model(settings: ModelSettings, report: Report) -> Path:
     if path.is_dir():
         return _checked(path)
     if path.suffix == ".gguf":
-        return _checked(_convert_file(path, cache_dir, report))
-    if path.is_absolute() or settings.path.startswith((".", "~")) or settings.path.count("/") > 1:
-        raise ModelError(f"{path} does not exist; give a model directory, a GGUF file, a hub name, or `demo`")
+        name = _name_of_file(path)
+        return _checked(_converted_once(cache_dir, name, lambda work: path.resolve(), report))
+    _refuse_missing(settings.path, path)
     return _checked(_fetch_from_hub(settings.path, cache_dir, report))
+
+
+def resolve_here(settings: ModelSettings) -> Path | None:
+    """What `resolve_model` returns, if it has nothing to fetch or convert for it; else None. Raises ModelError."""
+    path = Path(settings.path).expanduser()
+    if settings.path != "demo" and path.is_dir():
+        return _checked(path)
+    if settings.path == "demo" or path.suffix == ".gguf":
+        name = DEMO_NAME if settings.path == "demo" else _name_of_file(path)
+        converted = _converted_dir(settings.cache_dir.expanduser(), name)
+        return _checked(converted) if converted.is_dir() else None
+    _refuse_missing(settings.path, path)
+    return None
+
+
+def _refuse_missing(name: str, path: Path) -> None:
+    """Raises ModelError when a name that cannot be the hub's leads to no directory."""
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"{path} does not exist; give a model directory, a GGUF file, a hub name, or `demo`")
 
 
 def _checked(model_dir: Path) -> Path:
@@ -61,19 +80,23 @@ def _checked(model_dir: Path) -> Path:
     return model_dir
 
 
-def _convert_file(path: Path, cache_dir: Path, report: Report) -> Path:
+def _name_of_file(path: Path) -> str:
     if not path.is_file():
         raise ModelError(f"{path} does not exist")
     path = path.resolve()
     stat = path.stat()
     # Another file under the same name is another model.
     digest = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    return _converted_once(cache_dir, f"{path.stem}-{digest}", lambda work: path, report)
+    return f"{path.stem}-{digest}"
+
+
+def _converted_dir(cache_dir: Path, name: str) -> Path:
+    return cache_dir / "models" / f"{name}-bf16-v{CONVERSION}"
 
 
 def _converted_once(cache_dir: Path, name: str, fetch: Callable[[Path], Path], report: Report) -> Path:
     """The converted directory `name` of the cache. If it is not there it is made from the GGUF file `fetch` returns."""
-    target = cache_dir / "models" / f"{name}-bf16-v{CONVERSION}"
+    target = _converted_dir(cache_dir, name)
     if target.is_dir():
         return target
     try:

@@ -29,11 +29,14 @@ MAY_IMPORT_LAZILY: dict[str, set[str]] = {
     "bench": {"engine"},
 }
 # The in-process baseline that the queue path is compared with; the load generator itself knows HTTP only.
-# And what launches kernels alone, which the load generator never loads.
+# And what launches kernels alone, which the load generator never loads; and what tells whether all of it works here.
 MAY_IMPORT_UNDER: dict[str, set[str]] = {
     "bench/in_process.py": {"engine"},
     "bench/kernels": {"kernels", "engine"},
     "bench/kv_transfer.py": {"kv_transfer"},
+    "bench/doctor": {"kernels", "engine", "kv_transfer"},
+    "cli/doctor.py": {"bench"},
+    "cli/host_checks.py": {"bench", "kernels"},
 }
 
 

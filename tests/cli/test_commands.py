@@ -38,7 +38,7 @@ def pdq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_help_names_every_command(pdq: RunPdq) -> None:
     code, out, _ = pdq("--help")
     assert code == 0
-    for command in ("serve", "api", "prefill", "decode", "status", "health", "model", "config", "bench"):
+    for command in ("serve", "api", "prefill", "decode", "status", "health", "doctor", "model", "config", "bench"):
         assert f"│ {command} " in out
     assert pdq("--version")[1].startswith("pdq")
 
@@ -49,6 +49,7 @@ def test_help_names_every_command(pdq: RunPdq) -> None:
         (("serve",), ("--model", "--host", "--port", "--prefill", "--decode", "--redis-url", "Hugging Face directory")),
         (("health",), ("--role", "containers")),
         (("status",), ("--watch",)),
+        (("doctor",), ("--gpu", "--json", "Exit code 1")),
         (("model", "fetch"), ("GGUF", "PDQ_MODEL__PATH")),
         (("bench",), ("--concurrency",)),
     ],
