@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.kernels import interpreter
 from engine.decode_graphs import DecodeGraphs
 from engine.decode_inputs import DecodeInputs
 from engine.decode_rows import DecodeRows
@@ -20,7 +21,6 @@ from engine.model import Model
 from engine.model_runner import ModelRunner
 from engine.weights import load_model
 from kernels.gpu.table import gpu_ops
-from tests.kernels.gpu import interpreter
 from tests.tiny_models import greedy, prompts, sequences_for, tiny_model
 
 NUM_TOKENS = 3

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.kernels.interpreter import watched
 from engine.gpu_sampler import sampling_inputs
 from engine.penalties import apply_penalties
 from engine.philox import gumbel, random_words
@@ -19,7 +20,6 @@ from engine.sampler import SamplingRow, is_greedy, sample, to_sampled
 from kernels.gpu import sampling
 from kernels.softmax_mass import softmax_mass
 from messages import SamplingParams
-from tests.kernels.gpu.interpreter import watched
 from tests.sampling_rows import KINDS, assert_same_choices, logits_of, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # numpy's word, in the interpreter
