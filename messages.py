@@ -211,7 +211,6 @@ class PoolExport(msgspec.Struct, frozen=True, array_like=True):
     block_bytes: int
     num_blocks: int
     addresses: dict[str, bytes] = {}  # transport kind -> what its puller needs besides
-    shards: tuple["PoolExport", ...] = ()  # of ranks 1, 2, ... under tensor parallelism; this is rank 0's
 
 
 class TransferCount(msgspec.Struct, frozen=True, array_like=True):

@@ -25,14 +25,11 @@ from engine.loading import LoadedModel, decode_graphs
 from engine.model_runner import ModelRunner
 from engine.sampler import Sampled
 from engine.sequence import Sequence
-from kv_transfer.copy_runs import BlockCut
-from kv_transfer.head_split import HeadSplit
 from kv_transfer.local import start_driver
 from kv_transfer.network import start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
-from kv_transfer.sharded_receiver import ShardedReceiver
 from messages import (
     DecodeJob,
     KVHandle,
@@ -73,7 +70,7 @@ class DecodeWorker:
         runner: ModelRunner,
         pool: KVPool,
         space: BlockSpace,
-        receiver: ShardedReceiver,
+        receiver: KVReceiver,
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.pool, self.space, self.receiver = runner, pool, space, receiver
@@ -211,7 +208,7 @@ class DecodeWorker:
         try:
             await self.on_thread(
                 self.pull_thread,
-                lambda: self.receiver.pull(job.kv_handle, [self.pool.tensor], sequence.block_table, export),
+                lambda: self.receiver.pull(job.kv_handle, self.pool.tensor, sequence.block_table, export),
             )
         except KVTransferFailed as error:
             log.warning("kv_pull_failed", request_id=job.request_id, owner=job.kv_handle.worker_id, reason=str(error))
@@ -316,17 +313,14 @@ async def work(
     self_test(driver)
     pool = KVPool.allocate(layout, num_blocks, model.device)
     layout_hash = layout.hash(model.model_hash)
-    network = start_pullers(settings.kv_transfer, board.worker_id, layout_hash, driver)
-
-    def receiver_of(rank: int, cut: BlockCut) -> KVReceiver:
-        require = settings.kv_transfer.require
-        pullers = network(cut)
-        return KVReceiver(
-            layout_hash, cut.source_block_bytes, driver, network=pullers, place=place, require=require, cut=cut
-        )
-
-    split = HeadSplit(layout.num_layers * 2, layout.num_kv_heads, layout.head_bytes)
-    receiver = ShardedReceiver(split, 1, receiver_of)
+    receiver = KVReceiver(
+        layout_hash,
+        layout.block_bytes,
+        driver,
+        network=start_pullers(settings.kv_transfer, board.worker_id, layout_hash, layout.block_bytes, driver),
+        place=place,
+        require=settings.kv_transfer.require,
+    )
     board.read_transfers = lambda: receiver.counts
     # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
     heartbeat.on_tick += [sweep_segments, receiver.prune]

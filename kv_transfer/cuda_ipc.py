@@ -110,10 +110,6 @@ class CudaIpcDriver:
         if not pool.is_owner_alive():
             raise KVTransferFailed(f"pool {pool.name}: its owner died while it was pulled")
 
-    def attach(self, name: str) -> torch.Tensor:
-        """See Driver."""
-        return self.device.tensor(*self._open(open_segment(name, self.directory)))
-
     @property
     def device_of_memory(self) -> torch.device:
         """See Driver."""

@@ -53,12 +53,6 @@ class Driver(Protocol):
     def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
         """Copy `runs` of the pool's blocks into `into` (uint8, 1-D) and return when they are there; the GIL is free."""
 
-    def attach(self, name: str) -> torch.Tensor:
-        """The blocks, writable, of a pool that another process of this worker has allocated; valid while that lives.
-
-        Raises KVTransferFailed.
-        """
-
     @property
     def device_of_memory(self) -> torch.device:
         """Where the blocks lie."""

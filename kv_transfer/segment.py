@@ -112,16 +112,13 @@ def _no_room(directory: Path, num_bytes: int, error: OSError) -> DeviceError:
     )
 
 
-def open_segment(name: str, directory: Path = SHM_DIRECTORY, is_ours: bool = False) -> Segment:
-    """Somebody's segment, mapped read-only; writable when it `is_ours`, another process of this worker having made it.
-
-    `name` may come from anywhere. Raises KVTransferFailed.
-    """
+def open_segment(name: str, directory: Path = SHM_DIRECTORY) -> Segment:
+    """Somebody's segment, mapped read-only. `name` may come from anywhere. Raises KVTransferFailed."""
     if not _NAME.fullmatch(name):
         raise KVTransferFailed(f"{name[:160]!r} is no name of a pool")
     path = directory / name
     try:
-        descriptor = os.open(path, _OPEN_FLAGS | (os.O_RDWR if is_ours else 0))
+        descriptor = os.open(path, _OPEN_FLAGS)
     except FileNotFoundError:
         raise KVTransferFailed(f"pool {name} is gone") from None
     except OSError as error:
@@ -130,8 +127,7 @@ def open_segment(name: str, directory: Path = SHM_DIRECTORY, is_ours: bool = Fal
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             raise KVTransferFailed(f"pool {name} is empty or no segment")
-        rights = mmap.PROT_READ | (mmap.PROT_WRITE if is_ours else 0)
-        mapping = mmap.mmap(descriptor, status.st_size, mmap.MAP_SHARED, rights)
+        mapping = mmap.mmap(descriptor, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
     except (OSError, ValueError) as error:  # ValueError: cut short since fstat
         os.close(descriptor)
         raise KVTransferFailed(f"pool {name} cannot be mapped: {error}") from error

@@ -11,7 +11,6 @@ import torch
 
 from kv_transfer.copy_runs import CopyRun
 from kv_transfer.host_copy import copy_on_host, copy_runs
-from kv_transfer.pool_export import PoolHead
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
 
 
@@ -64,11 +63,6 @@ class ShmDriver:
         """
         source = np.frombuffer(pool.mapping, dtype=np.uint8, offset=head_bytes)
         copy_runs(source, into.numpy(), runs)
-
-    def attach(self, name: str) -> torch.Tensor:
-        """See Driver."""
-        mapping = open_segment(name, self.directory, is_ours=True).mapping
-        return torch.frombuffer(mapping, dtype=torch.uint8, offset=PoolHead.read(mapping).shape.head_bytes)
 
     @property
     def device_of_memory(self) -> torch.device:

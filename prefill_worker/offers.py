@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.block_space import BlockSpace
-from kv_transfer.sharded_sender import ShardedSender
+from kv_transfer.sender import KVSender
 from messages import KVHandle
 
 
@@ -31,7 +31,7 @@ class Offer:
 class Offers:
     """Every open offer of this worker."""
 
-    def __init__(self, sender: ShardedSender, space: BlockSpace) -> None:
+    def __init__(self, sender: KVSender, space: BlockSpace) -> None:
         self._sender, self._space = sender, space
         self._open: dict[str, Offer] = {}
 

@@ -27,7 +27,6 @@ from kv_transfer.network import start_exporters
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
-from kv_transfer.sharded_sender import ShardedSender
 from kv_transfer.transport import Exporter
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
 from prefill_worker.offers import Offers
@@ -71,7 +70,7 @@ class PrefillWorker:
         heartbeat: Heartbeat,
         runner: ModelRunner,
         space: BlockSpace,
-        sender: ShardedSender,
+        sender: KVSender,
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space = runner, space
@@ -295,11 +294,10 @@ async def work(
     exporters: list[Exporter] = []
     try:
         exporters += start_exporters(settings.kv_transfer, sender)
-        shards = ShardedSender([sender])
-        board.export = shards.export(place.host_id, [place.device], [{one.kind: one.address for one in exporters}])
+        board.export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
         runner = ModelRunner(loaded.model, KVPool.over(layout, sender.buffer))
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, shards)
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
