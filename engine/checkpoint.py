@@ -1,4 +1,4 @@
-"""A directory of safetensors: which tensors there are, and each of them once. Knows no model.
+"""A directory of safetensors: which tensors there are, each of them or parts of it. Knows no model.
 
 Files are memory-mapped, so a tensor costs memory only where it is copied to.
 """
@@ -49,15 +49,20 @@ class Checkpoint:
         """The tensor's shape."""
         return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor, which must have that shape."""
+    def take(
+        self, name: str, shape: tuple[int, ...], rows: range | None = None, columns: range | None = None
+    ) -> Tensor:
+        """The tensor, which must have that shape, or some rows (and columns) of it: nothing else of it is read."""
         if name not in self._file_of:
             raise ModelError(f"{self.model_dir} lacks the tensor {name}, which its config.json asks for")
         if self.shape(name) != shape:
             raise ModelError(f"{self.model_dir}: {name} has shape {list(self.shape(name))}, config.json: {list(shape)}")
-        self._left.discard(name)
-        self._taken_elements += math.prod(shape)
-        tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
+        if name in self._left:
+            self._left.discard(name)
+            self._taken_elements += math.prod(shape)
+        rows = range(shape[0]) if rows is None else rows
+        parts = [slice(part.start, part.stop) for part in (rows, columns) if part is not None]
+        tensor: Tensor = self._files[self._file_of[name]].get_slice(name)[tuple(parts)]
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ModelError(f"{self.model_dir}: {name} is {tensor.dtype}; float32, bfloat16 and float16 are supported")
         return tensor

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig
+from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
 from kernels.ops import LinearWeight, Ops, PrefillMeta
 
 
@@ -37,10 +38,10 @@ class LayerWeights:
     """One decoder layer."""
 
     input_norm: Tensor  # [hidden]
-    qkv: Linear  # hidden -> (num_heads + 2 * num_kv_heads) * head_dim: queries, keys, values
+    qkv: Linear  # hidden -> (num_heads + 2 * num_kv_heads) * head_dim: queries, keys, values; the rank's heads
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
-    output: Linear  # num_heads * head_dim -> hidden
+    output: Linear  # num_heads * head_dim -> hidden; of several ranks the parts of a sum, and so with `down`
     post_norm: Tensor  # [hidden]
     gate_up: Linear  # hidden -> 2 * intermediate: gate, up
     down: Linear  # intermediate -> hidden
@@ -50,14 +51,15 @@ class LayerWeights:
 class ModelWeights:
     """Everything that is loaded."""
 
-    embedding: Tensor  # [vocab, hidden]
+    embedding: Tensor  # [vocab, hidden], whole in every rank
     layers: list[LayerWeights]
     final_norm: Tensor  # [hidden]
-    head: tuple[Linear, ...]  # one, to the vocabulary; a reward model's: one or two, to one number
+    # One, to the rank's part of the vocabulary; a reward model's: one or two, to one number, whole in every rank.
+    head: tuple[Linear, ...]
 
 
 class Model:
-    """Weights, config and ops table of one model on one device."""
+    """Weights, config and ops table of one model on one device, or of one rank's part of it."""
 
     def __init__(
         self,
@@ -67,11 +69,15 @@ class Model:
         dtype: torch.dtype,
         device: torch.device,
         model_hash: str,
+        communicator: Communicator | None = None,
     ) -> None:
-        self.config = config
+        """`communicator`: to the other parts of the model, when `weights` are not the whole of it."""
+        self.config = config  # of the whole model
         self.dtype = dtype  # of activations and KV
         self.device = device
         self.model_hash = model_hash  # hex; equal for equal config and tensors
+        self.communicator = communicator or SingleRank()
+        self._slice = ModelSlice.of(config, self.communicator.shard)
         self._weights = weights
         self._ops = ops
         self._inverse_frequencies = config.rope.inverse_frequencies(config.head_dim).to(device)
@@ -81,6 +87,11 @@ class Model:
     def is_reward(self) -> bool:
         """Whether `score` is what the model answers with; else it is `logits`."""
         return self.config.is_reward
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of the KV pool that the model writes: the rank's own."""
+        return len(self._slice.kv_heads)
 
     @property
     def needs_clean_tails(self) -> bool:
@@ -96,7 +107,8 @@ class Model:
         -> [T, hidden], before the final norm.
         """
         config, ops = self.config, self._ops
-        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        heads = [len(self._slice.heads), self.num_kv_heads, self.num_kv_heads]
+        complete = self.communicator.all_reduce
         cos, sin = self._rotation(positions)
         residual = self._weights.embedding[token_ids]
         added: Tensor | None = None  # what the last block gives to the residual stream
@@ -109,16 +121,17 @@ class Model:
             else:
                 q, k = ops.rope(q, k, cos, sin)
             attended = self._attention(index, q, k, v, slot_mapping, meta, pool)
-            added = self._linear(attended.reshape(attended.shape[0], -1), layer.output)
+            added = complete(self._linear(attended.reshape(attended.shape[0], -1), layer.output))
             normed, residual = self._add_norm(added, residual, layer.post_norm)
-            added = self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down)
+            added = complete(self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down))
         assert added is not None, "a model has layers"
         return residual + added
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden: [N, hidden] of `forward`, of tokens whose successor is wanted -> float32 [N, vocab], or into `out`"""
         assert not self.is_reward, "a reward model has no language head"
-        logits = self._linear(self._final_norm(hidden), self._weights.head[0])
+        part = self._linear(self._final_norm(hidden), self._weights.head[0])
+        logits = self.communicator.all_gather(part)[:, : self.config.vocab_size]
         return logits.float() if out is None else out.copy_(logits)
 
     def score(self, hidden: Tensor) -> Tensor:

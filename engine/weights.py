@@ -1,16 +1,20 @@
 """From a checkpoint's tensors to the model's: names, fusing, InternLM2's layout, types. Knows how families name things.
 
-Queries, keys and values become one matrix, gate and up another: two large products in place of five.
+Queries, keys and values become one matrix, gate and up another: two large products in place of five. A rank of a
+tensor-parallel worker reads its own part of every matrix and nothing else of it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
 from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
 from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
 from kernels.ops import Ops, select_ops
 from messages import ModelError
 
@@ -19,25 +23,38 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rope.inv_freq")
 
 
 def load_model(
-    model_dir: Path, dtype: torch.dtype | None, device: torch.device, progress: LoadProgress | None = None
+    model_dir: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    progress: LoadProgress | None = None,
+    communicator: Communicator | None = None,
 ) -> Model:
-    """Read the model of a Hugging Face directory. `dtype` None: the checkpoint's own.
+    """Read the model of a Hugging Face directory, or `communicator`'s part of it. `dtype` None: the checkpoint's own.
 
     `progress` is told the share that is loaded, ending with 1.0. Raises ModelError when the model is not supported,
-    or when a tensor is missing, unexpected or of the wrong shape.
+    or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
     """
     config = ModelConfig.from_dir(model_dir)
     dtype = dtype or getattr(torch, config.dtype)
+    communicator = communicator or SingleRank()
     with torch.inference_mode():
         checkpoint = Checkpoint(model_dir)
-        loader = _Loader(config, checkpoint, select_ops(device, dtype), dtype, device, progress or (lambda share: None))
+        loader = _Loader(
+            config,
+            checkpoint,
+            select_ops(device, dtype),
+            dtype,
+            device,
+            progress or (lambda share: None),
+            communicator,
+        )
         weights = loader.load()
     unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config)]
     if unexpected:
         raise ModelError(f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}")
     if progress is not None:
         progress(1.0)
-    return Model(config, weights, loader.ops, dtype, device, checkpoint.hash())
+    return Model(config, weights, loader.ops, dtype, device, checkpoint.hash(), communicator)
 
 
 def _may_be_ignored(name: str, config: ModelConfig) -> bool:
@@ -58,10 +75,14 @@ class _Loader:
         dtype: torch.dtype,
         device: torch.device,
         progress: LoadProgress,
+        communicator: Communicator,
     ) -> None:
         self.config, self.checkpoint, self.ops = config, checkpoint, ops
         self.dtype, self.device, self.progress = dtype, device, progress
         self.is_internlm2 = config.names is TensorNames.INTERNLM2
+        self.slice = ModelSlice.of(config, communicator.shard)
+        self.is_first_rank = communicator.shard.rank == 0
+        self.head_rows = _elements(self.slice.heads, config.head_dim)  # of the queries; columns of the output
 
     def load(self) -> ModelWeights:
         config = self.config
@@ -77,25 +98,25 @@ class _Loader:
     def llama_layer(self, index: int) -> LayerWeights:
         config, prefix = self.config, f"model.layers.{index}"
         hidden, head_dim = config.hidden_size, config.head_dim
-        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        kv_rows = [_elements(self.slice.kv_heads, head_dim)]
         return LayerWeights(
             input_norm=self.vector(f"{prefix}.input_layernorm.weight", hidden),
             qkv=self.fused(
-                {f"{attention}.q_proj": q_size, f"{attention}.k_proj": kv_size, f"{attention}.v_proj": kv_size},
-                hidden,
+                [
+                    (f"{attention}.q_proj", q_size, [self.head_rows]),
+                    (f"{attention}.k_proj", kv_size, kv_rows),
+                    (f"{attention}.v_proj", kv_size, kv_rows),
+                ],
                 config.qkv_bias,
             ),
             q_norm=self.vector(f"{attention}.q_norm.weight", head_dim) if config.qk_norm else None,
             k_norm=self.vector(f"{attention}.k_norm.weight", head_dim) if config.qk_norm else None,
-            output=self.fused({f"{attention}.o_proj": hidden}, q_size, config.output_bias),
+            output=self.summand(f"{attention}.o_proj", q_size, self.head_rows, config.output_bias),
             post_norm=self.vector(f"{prefix}.post_attention_layernorm.weight", hidden),
-            gate_up=self.fused(
-                {f"{mlp}.gate_proj": config.intermediate_size, f"{mlp}.up_proj": config.intermediate_size},
-                hidden,
-                config.mlp_bias,
-            ),
-            down=self.fused({f"{mlp}.down_proj": hidden}, config.intermediate_size, config.mlp_bias),
+            gate_up=self.gate_up(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self.summand(f"{mlp}.down_proj", config.intermediate_size, self.slice.intermediate, config.mlp_bias),
         )
 
     def internlm2_layer(self, index: int) -> LayerWeights:
@@ -103,63 +124,106 @@ class _Loader:
         hidden, head_dim = config.hidden_size, config.head_dim
         qkv_size = (config.num_heads + 2 * config.num_kv_heads) * head_dim
         attention, mlp = f"{prefix}.attention", f"{prefix}.feed_forward"
-        wqkv = self.checkpoint.take(f"{attention}.wqkv.weight", (qkv_size, hidden))
-        bias = self.checkpoint.take(f"{attention}.wqkv.bias", (qkv_size,)) if config.qkv_bias else None
+        qkv_rows = wqkv_rows(
+            self.slice.heads, self.slice.kv_heads, config.num_heads // config.num_kv_heads, config.head_dim
+        )
         return LayerWeights(
             input_norm=self.vector(f"{prefix}.attention_norm.weight", hidden),
-            qkv=self.linear(
-                deinterleave_wqkv(wqkv, config.num_heads, config.num_kv_heads, head_dim),
-                None if bias is None else deinterleave_wqkv(bias, config.num_heads, config.num_kv_heads, head_dim),
-            ),
+            qkv=self.fused([(f"{attention}.wqkv", qkv_size, qkv_rows)], config.qkv_bias),
             q_norm=None,
             k_norm=None,
-            output=self.fused({f"{attention}.wo": hidden}, config.num_heads * head_dim, config.output_bias),
+            output=self.summand(f"{attention}.wo", config.num_heads * head_dim, self.head_rows, config.output_bias),
             post_norm=self.vector(f"{prefix}.ffn_norm.weight", hidden),
-            gate_up=self.fused(
-                {f"{mlp}.w1": config.intermediate_size, f"{mlp}.w3": config.intermediate_size}, hidden, bias=False
-            ),
-            down=self.fused({f"{mlp}.w2": hidden}, config.intermediate_size, bias=False),
+            gate_up=self.gate_up(f"{mlp}.w1", f"{mlp}.w3"),
+            down=self.summand(f"{mlp}.w2", config.intermediate_size, self.slice.intermediate, config.mlp_bias),
         )
 
     def head(self, embedding: Tensor) -> tuple[Linear, ...]:
         config, hidden = self.config, self.config.hidden_size
         match config.reward_head:
             case RewardHead.LINEAR:
-                return (self.fused({"score": 1}, hidden, bias=False),)
+                return (self.whole("score", 1, bias=False),)
             case RewardHead.VALUE:
-                return (self.fused({"v_head": 1}, hidden, bias=False),)
+                return (self.whole("v_head", 1, bias=False),)
             case RewardHead.TWO_LAYER:
-                return self.fused({"score.0": hidden}, hidden, bias=True), self.fused({"score.2": 1}, hidden, bias=True)
+                return self.whole("score.0", hidden, bias=True), self.whole("score.2", 1, bias=True)
             case None if config.tie_word_embeddings:
-                return (self.linear(embedding, None),)
+                vocab = self.slice.vocab
+                return (self.language_head(embedding[vocab.start : vocab.stop]),)
             case None:
-                name = "output" if self.is_internlm2 else "lm_head"
-                return (self.fused({name: config.vocab_size}, hidden, bias=False),)
+                name = "output.weight" if self.is_internlm2 else "lm_head.weight"
+                rows = self.checkpoint.take(name, (config.vocab_size, hidden), self.slice.vocab)
+                return (self.language_head(rows.clone()),)
 
-    def fused(self, parts: dict[str, int], in_size: int, bias: bool) -> Linear:
-        """One linear of the named ones, outputs in that order. parts: name -> outputs."""
-        weight = torch.cat([self.checkpoint.take(f"{name}.weight", (size, in_size)) for name, size in parts.items()])
+    def fused(self, parts: Sequence[tuple[str, int, Sequence[range]]], bias: bool) -> Linear:
+        """One linear of the hidden state, outputs in the order given. parts: name, all its outputs, which of them."""
+        hidden = self.config.hidden_size
+        weight = torch.cat(
+            [
+                self.checkpoint.take(f"{name}.weight", (size, hidden), rows)
+                for name, size, ranges in parts
+                for rows in ranges
+            ]
+        )
         if not bias:
             return self.linear(weight, None)
         return self.linear(
-            weight, torch.cat([self.checkpoint.take(f"{name}.bias", (size,)) for name, size in parts.items()])
+            weight,
+            torch.cat(
+                [self.checkpoint.take(f"{name}.bias", (size,), rows) for name, size, ranges in parts for rows in ranges]
+            ),
         )
+
+    def gate_up(self, gate: str, up: str) -> Linear:
+        size, rows = self.config.intermediate_size, [self.slice.intermediate]
+        return self.fused([(gate, size, rows), (up, size, rows)], self.config.mlp_bias)
+
+    def summand(self, name: str, in_size: int, columns: range, bias: bool) -> Linear:
+        """The part of a linear to the hidden state that takes these inputs; all ranks' parts add up to it."""
+        hidden = self.config.hidden_size
+        weight = self.checkpoint.take(f"{name}.weight", (hidden, in_size), columns=columns)
+        whole_bias = self.checkpoint.take(f"{name}.bias", (hidden,)) if bias else None
+        return self.linear(weight.clone(), whole_bias if self.is_first_rank else None)  # added once
+
+    def whole(self, name: str, size: int, bias: bool) -> Linear:
+        """A linear of the hidden state that every rank has whole."""
+        return self.fused([(name, size, [range(size)])], bias)
+
+    def language_head(self, weight: Tensor) -> Linear:
+        """weight: our rows; every rank gets equally many, so that their logits can be gathered."""
+        missing = self.slice.vocab_rows - weight.shape[0]
+        return self.linear(F.pad(weight, (0, 0, 0, missing)) if missing else weight, None)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         packed = self.ops.pack_linear(weight.to(self.device, self.dtype))
-        return Linear(packed, None if bias is None else bias.to(self.device, self.dtype))
+        # A bias of its own: a view would keep the file mapped.
+        return Linear(packed, None if bias is None else bias.to(self.device, self.dtype, copy=True))
 
     def vector(self, name: str, *shape: int) -> Tensor:
         # A tensor of its own: a view would keep the file mapped and page in on first use.
         return self.checkpoint.take(name, shape).to(self.device, self.dtype, copy=True)
 
 
-def deinterleave_wqkv(wqkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
-    """InternLM2 lays each KV head beside the queries that share it: per group q ... q k v. -> queries, keys, values.
+def wqkv_rows(heads: range, kv_heads: range, queries_per_group: int, head_dim: int) -> list[range]:
+    """Where queries, keys and values of these heads, in this order, lie in InternLM2's wqkv.
 
-    wqkv: [(num_heads + 2 * num_kv_heads) * head_dim, ...], the same shape comes back.
+    It has each key-value head beside the queries that share it: per group q ... q k v, of `head_dim` rows each.
     """
-    queries_per_group = num_heads // num_kv_heads
-    groups = wqkv.view(num_kv_heads, queries_per_group + 2, head_dim, *wqkv.shape[1:])
-    parts = groups[:, :queries_per_group], groups[:, -2], groups[:, -1]
-    return torch.cat([part.reshape(-1, *wqkv.shape[1:]) for part in parts])
+
+    def rows(group: int, first: int, count: int = 1) -> range:
+        begin = group * (queries_per_group + 2) + first
+        return range(begin * head_dim, (begin + count) * head_dim)
+
+    queries = []
+    for group in kv_heads:
+        first = max(heads.start, group * queries_per_group)
+        stop = min(heads.stop, (group + 1) * queries_per_group)
+        queries.append(rows(group, first - group * queries_per_group, stop - first))
+    keys = [rows(group, queries_per_group) for group in kv_heads]
+    values = [rows(group, queries_per_group + 1) for group in kv_heads]
+    return queries + keys + values
+
+
+def _elements(heads: range, head_dim: int) -> range:
+    """The rows, or columns, of these heads."""
+    return range(heads.start * head_dim, heads.stop * head_dim)

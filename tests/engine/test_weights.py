@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.model import Model
-from engine.weights import deinterleave_wqkv, load_model
+from engine.weights import load_model, wqkv_rows
 from messages import ModelError
 from tests.tiny_models import sharded, tiny_model
 
@@ -109,8 +109,20 @@ def test_hash_is_equal_for_equal_and_different_for_different_weights(tmp_path: P
     assert load(finetuned).model_hash != hashes["llama"]
 
 
-def test_deinterleave_wqkv_by_hand() -> None:
-    # 2 groups of 3 queries, a key and a value, head_dim 1: rows as InternLM2 lays them
-    rows = ["q0", "q1", "q2", "k0", "v0", "q3", "q4", "q5", "k1", "v1"]
-    order = deinterleave_wqkv(torch.arange(10), num_heads=6, num_kv_heads=2, head_dim=1).tolist()
-    assert [rows[index] for index in order] == ["q0", "q1", "q2", "q3", "q4", "q5", "k0", "k1", "v0", "v1"]
+# InternLM2's layout of 2 groups of 3 queries, a key and a value, head_dim 1
+WQKV = ["q0", "q1", "q2", "k0", "v0", "q3", "q4", "q5", "k1", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "expected"),
+    [
+        (range(6), range(2), ["q0", "q1", "q2", "q3", "q4", "q5", "k0", "k1", "v0", "v1"]),
+        (range(3, 6), range(1, 2), ["q3", "q4", "q5", "k1", "v1"]),  # rank 1 of 2
+        (range(1, 2), range(0, 1), ["q1", "k0", "v0"]),  # rank 1 of 6: heads of one group on several ranks
+    ],
+)
+def test_wqkv_rows_by_hand(heads: range, kv_heads: range, expected: list[str]) -> None:
+    ranges = wqkv_rows(heads, kv_heads, queries_per_group=3, head_dim=1)
+    assert [WQKV[row] for rows in ranges for row in rows] == expected
+    doubled = wqkv_rows(heads, kv_heads, queries_per_group=3, head_dim=2)
+    assert [(rows.start, rows.stop) for rows in doubled] == [(2 * rows.start, 2 * rows.stop) for rows in ranges]
