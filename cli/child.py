@@ -1,7 +1,7 @@
 """One child process: what it is, how it is started, how it is ended.
 
 Every child leads a session of its own (Ctrl-C on the terminal reaches the parent alone) and dies with the parent
-(`parent_death`). Knows nothing of what the commands do.
+(`engine/parent_death.py`). Knows nothing of what the commands do.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
-_PARENT_DEATH = Path(__file__).with_name("parent_death.py")
+_PARENT_DEATH = ROOT / "engine" / "parent_death.py"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ Who runs, in which chunks and on which blocks is decided by the caller; the runn
 it is given, and advances `num_computed_tokens`. It does not append tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,31 +15,40 @@ from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import DecodeMeta, Model
+from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
+from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
 from kernels.ops import PrefillMeta
+
+__all__ = ["ModelRunner", "PrefillChunk"]
 
 SCORE_CHUNK_TOKENS = 512  # bounds the activations of a long prompt; a score has no one to share a step with
 
+# Has the other ranks compute a step while it is entered; they and we must come to its end.
+Lead = Callable[[Step], AbstractContextManager[None]]
 
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """The next `num_tokens` uncomputed tokens of a sequence. Its block table covers them."""
 
-    sequence: Sequence
-    num_tokens: int
+def _alone(step: Step) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class ModelRunner:
-    """A model on a pool. One thread at a time."""
+    """A model on a pool. One thread at a time.
 
-    def __init__(self, model: Model, pool: KVPool, graphs: DecodeGraphs | None = None) -> None:
+    Of a tensor-parallel model, rank 0's plans, samples and leads the others, who `compute` what they are told.
+    """
+
+    def __init__(
+        self, model: Model, pool: KVPool, lead: Lead = _alone, graphs: DecodeGraphs | None = None
+    ) -> None:
         """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run."""
         self.model = model
         self.pool = pool
-        self.graphs = graphs
-        self.eos_token_ids = model.config.eos_token_ids
+        self._graphs = graphs
         self._sampler = select_sampler(model.device)
+        self.eos_token_ids = model.config.eos_token_ids
+        self._lead = lead
 
     @property
     def kv_layout(self) -> KVLayout:
@@ -51,32 +60,26 @@ class ModelRunner:
         """Compute the chunks in one pass. A chunk that reaches its sequence's end gets the next token, others None."""
         if not chunks:
             return []
-        hidden = self._forward_chunks(chunks)
-        ends = [
-            index
-            for index, chunk in enumerate(chunks)
-            if chunk.sequence.num_computed_tokens == chunk.sequence.num_tokens
-        ]
-        sampled: Iterator[Sampled] = iter(())
-        if ends:
-            sampled = iter(self._choose(self.model.logits(hidden[ends]), [chunks[index].sequence for index in ends]))
-        ended = set(ends)
-        return [next(sampled) if index in ended else None for index in range(len(chunks))]
+        ends = [index for index, chunk in enumerate(chunks) if chunk.is_last]
+        step = PrefillStep(PrefillRows.of(chunks, self.pool.layout.block_size), ends)
+        with self._lead(step):
+            logits = self.compute(step)
+            sampled = dict(zip(ends, self._sample(logits, [chunks[index].sequence for index in ends]), strict=True))
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
+        return [sampled.get(index) for index in range(len(chunks))]
 
     @torch.inference_mode()
     def decode(self, sequences: list[Sequence]) -> list[Sampled]:
         """Compute the last token of each sequence and choose the next. Everything before it must be computed."""
         if not sequences:
             return []
-        rows = DecodeRows.of(sequences, self.pool.layout.block_size)
-        self._clear_unwritten(sequences, rows.positions)
-        if self.graphs is not None and self.graphs.can_run(rows):
-            logits = self.graphs.run(rows)
-        else:
-            logits = self.model.logits(self._forward_rows(rows))
+        step = DecodeStep(DecodeRows.of(sequences, self.pool.layout.block_size))
+        with self._lead(step):
+            sampled = self._sample(self.compute(step), sequences)
         for sequence in sequences:
             sequence.num_computed_tokens += 1
-        return self._choose(logits, sequences)
+        return sampled
 
     @torch.inference_mode()
     def score(self, sequence: Sequence) -> float:
@@ -85,12 +88,30 @@ class ModelRunner:
         sequence.num_computed_tokens = min(sequence.num_computed_tokens, sequence.num_tokens - 1)
         while True:
             num_tokens = min(SCORE_CHUNK_TOKENS, sequence.num_tokens - sequence.num_computed_tokens)
-            hidden = self._forward_chunks([PrefillChunk(sequence, num_tokens)])
-            if _is_computed(sequence):
-                return float(self.model.score(hidden)[0])
+            step = ScoreStep(PrefillRows.of([PrefillChunk(sequence, num_tokens)], self.pool.layout.block_size))
+            with self._lead(step):
+                score = float(self.compute(step)[0])
+            sequence.num_computed_tokens += num_tokens
+            if sequence.num_computed_tokens == sequence.num_tokens:
+                return score
+
+    @torch.inference_mode()
+    def compute(self, step: Step) -> Tensor:
+        """This rank's part of a step. -> float32 [num_wanted, vocab], or [num_chunks] scores; the same in every rank"""
+        if isinstance(step, DecodeStep):
+            if self._graphs is not None and self._graphs.can_run(step.rows):
+                return self._graphs.run(step.rows)
+            return self.model.logits(self._forward_rows(step.rows))
+        hidden = self._forward_chunks(step.rows)
+        if isinstance(step, ScoreStep):
+            return self.model.score(hidden)
+        if not step.ends:  # the head is worth sparing
+            return hidden.new_empty((0, self.model.config.vocab_size), dtype=torch.float32)
+        return self.model.logits(hidden[step.ends])
 
     def _forward_rows(self, rows: DecodeRows) -> Tensor:
-        """Launch a decode step kernel by kernel. -> [num_rows, hidden]"""
+        """-> [num_seqs, hidden]"""
+        self._clear_unwritten(rows.block_tables, rows.positions, rows.seq_lens)
         meta = DecodeMeta(
             block_tables=self._tensor(rows.padded_tables(), torch.int32),
             seq_lens=self._tensor(rows.seq_lens, torch.int32),
@@ -99,59 +120,32 @@ class ModelRunner:
             self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
         )
 
-    def _forward_chunks(self, chunks: list[PrefillChunk]) -> Tensor:
-        """Compute the chunks and advance their sequences. -> [num_chunks, hidden], each chunk's last token"""
-        block_size = self.pool.layout.block_size
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        cu_seqlens_q = [0]
-        for chunk in chunks:
-            sequence, first = chunk.sequence, chunk.sequence.num_computed_tokens
-            end = first + chunk.num_tokens
-            assert chunk.num_tokens > 0 and end <= sequence.num_tokens, "a chunk is of uncomputed tokens"
-            token_ids += sequence.token_ids[first:end]
-            positions += range(first, end)
-            slots += (
-                sequence.block_table[position // block_size] * block_size + position % block_size
-                for position in range(first, end)
-            )
-            cu_seqlens_q.append(len(token_ids))
-        self._clear_unwritten(
-            [chunk.sequence for chunk in chunks],
-            [chunk.sequence.num_computed_tokens for chunk in chunks],
-            [chunk.num_tokens for chunk in chunks],
-        )
-        meta = PrefillMeta.of(
-            cu_seqlens_q,
-            [chunk.sequence.num_computed_tokens for chunk in chunks],
-            [chunk.sequence.block_table for chunk in chunks],
-            self.model.device,
-        )
+    def _forward_chunks(self, rows: PrefillRows) -> Tensor:
+        """-> [num_chunks, hidden], each chunk's last token"""
+        self._clear_unwritten(rows.block_tables, rows.context_lens, rows.seq_lens)
+        meta = PrefillMeta.of(rows.cu_seqlens_q, rows.context_lens, rows.block_tables, self.model.device)
         hidden = self.model.forward(
-            self._tensor(token_ids), self._tensor(positions), self._tensor(slots), meta, self.pool
+            self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
         )
-        for chunk in chunks:
-            chunk.sequence.num_computed_tokens += chunk.num_tokens
-        return hidden[self._tensor([end - 1 for end in cu_seqlens_q[1:]])]
+        return hidden[self._tensor(rows.last_tokens)]
 
-    def _clear_unwritten(
-        self, sequences: Rows[Sequence], firsts: Rows[int], num_tokens: Rows[int] | None = None
-    ) -> None:
+    def _clear_unwritten(self, block_tables: Rows[list[int]], firsts: Rows[int], ends: Rows[int]) -> None:
         """Zero the last block of each sequence when its first token is about to be written.
 
         The block's unwritten end is read and masked, and zero weight times a former owner's NaN would still be NaN.
+        firsts, ends: the first position that is about to be written, and the one after the last.
         """
         if not self.model.needs_clean_tails:
             return
         block_size = self.pool.layout.block_size
-        for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
-            end = first + (1 if num_tokens is None else num_tokens[index])
+        for table, first, end in zip(block_tables, firsts, ends, strict=True):
             last_block = (end - 1) // block_size
             if end % block_size and first <= last_block * block_size:
-                self.pool.tensor[sequence.block_table[last_block]].zero_()
+                self.pool.tensor[table[last_block]].zero_()
 
-    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+        if not sequences:
+            return []
         rows = [
             SamplingRow(
                 params=sequence.sampling,
@@ -165,7 +159,3 @@ class ModelRunner:
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)
-
-
-def _is_computed(sequence: Sequence) -> bool:
-    return sequence.num_computed_tokens == sequence.num_tokens

@@ -87,7 +87,7 @@ def test_the_same_tokens_for_every_batch_size(model: Model) -> None:
     # Three sequences are one more than the largest graph holds; they are launched one by one.
     for count, replays in ((1, NUM_TOKENS - 1), (2, NUM_TOKENS - 1), (3, 0)):
         before = recorder.num_replayed
-        recorded = greedy(ModelRunner(model, pool, graphs), PROMPTS[:count], NUM_TOKENS)
+        recorded = greedy(ModelRunner(model, pool, graphs=graphs), PROMPTS[:count], NUM_TOKENS)
         assert recorder.num_replayed - before == replays
         assert recorded == greedy(ModelRunner(model, pool), PROMPTS[:count], NUM_TOKENS)
 

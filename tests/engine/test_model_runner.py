@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from engine.model_runner import ModelRunner, PrefillChunk
+from engine.prefill_rows import PrefillRows
+from engine.step import PrefillStep
 from tests.tiny_models import (
     DECODERS,
     greedy,
@@ -162,7 +164,8 @@ def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
     for runner in (runner_of("llama"), tiny_runner(tiny_model("llama").path, dtype=dtype)):
         assert runner.pool.tensor.dtype == runner.model.dtype
         sequences = sequences_for(runner, PROMPTS, 1)
-        hidden = runner._forward_chunks([PrefillChunk(one, one.num_tokens) for one in sequences])
-        logprobs.append(runner.model.logits(hidden).log_softmax(dim=-1))
+        rows = PrefillRows.of([PrefillChunk(one, one.num_tokens) for one in sequences], runner.kv_layout.block_size)
+        logits = runner.compute(PrefillStep(rows, list(range(len(sequences)))))
+        logprobs.append(logits.log_softmax(dim=-1))
     # 3 layers of 8-bit mantissas on logits of spread ~5; a wrong layout is off by that spread.
     assert (logprobs[0] - logprobs[1]).abs().mean() < 0.05
