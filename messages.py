@@ -12,6 +12,7 @@ Errors:
             WorkerFailed        500  we failed at it, repeatedly
         KVTransferFailed        a pull did not deliver; the request goes back to prefill
         WireError               bytes that are no message of ours
+        RankLost                a process of a tensor-parallel worker died or hangs; the worker ends
         StartupError            stops the process with its exit code
             ConfigError         2    settings
             DeviceError         3    no GPU, not enough memory
@@ -67,6 +68,10 @@ class KVTransferFailed(PdqError):
 
 class WireError(PdqError):
     """Bytes that are not a message of this version."""
+
+
+class RankLost(PdqError):
+    """A tensor-parallel worker is no longer complete and cannot go on; its jobs are reclaimed by others."""
 
 
 class StartupError(PdqError):
@@ -198,6 +203,7 @@ class KVHandle(msgspec.Struct, frozen=True, array_like=True):
     layout_hash: str  # model, shapes, dtype, block size; compared before the first byte
     num_tokens: int  # tokens whose KV the blocks hold
     block_ids: list[int]
+    num_ranks: int = 1  # over how many pools the heads are spread: slot, generation and block ids are the same in all
 
 
 class PoolExport(msgspec.Struct, frozen=True, array_like=True):
@@ -211,6 +217,7 @@ class PoolExport(msgspec.Struct, frozen=True, array_like=True):
     block_bytes: int
     num_blocks: int
     addresses: dict[str, bytes] = {}  # transport kind -> what its puller needs besides
+    ranks: tuple["PoolExport", ...] = ()  # the pools of a tensor-parallel owner's ranks 1 and up, in order
 
 
 class TransferCount(msgspec.Struct, frozen=True, array_like=True):

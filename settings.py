@@ -50,6 +50,9 @@ class ModelSettings(Section):
     name: str = Field("", description="The name clients see; empty: the last part of the path.")
     dtype: Dtype = Field("auto", description="Type of weights and KV; auto: what the checkpoint says.")
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    rank_timeout_s: Seconds = Field(
+        60.0, description="How long a step of a tensor-parallel worker may take; then a rank counts as hung."
+    )
     max_total_tokens: Count = Field(16384, description="Most tokens, prompt and output together, of one request.")
     cache_dir: Path = Field(
         Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True

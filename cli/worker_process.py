@@ -27,19 +27,34 @@ def run_worker(settings: Settings, role: Role, work: Work) -> None:
     asyncio.run(_run(settings, board, loop.num_threads, loop.tensor_parallel, work))
 
 
-async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_gpus: int, work: Work) -> None:
+async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ranks: int, work: Work) -> None:
     from engine.loading import load
+    from engine.ranks import Ranks
 
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
         heartbeat.start()
-        lease = None
+        lease, ranks = None, None
         try:
-            lease = await place(settings.gpu, settings.model, num_gpus, board)
-            loaded = await asyncio.to_thread(load, settings, board.role, num_threads, board.say)
+            lease = await place(settings.gpu, settings.model, num_ranks, board)
+            if num_ranks > 1:
+                module = f"{board.role}_worker.rank"
+                ranks = Ranks.start(module, num_ranks, board.worker_id, num_threads, settings)
+            loaded = await asyncio.to_thread(load, settings, board.role, num_threads, board.say, ranks)
             await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
-            await work(settings, board, broker, heartbeat, loaded)
+            working = asyncio.ensure_future(work(settings, board, broker, heartbeat, loaded))
+            if ranks is not None:
+                loop = asyncio.get_running_loop()
+                ranks.on_lost = lambda: loop.call_soon_threadsafe(working.cancel)
+            try:
+                await working
+            except asyncio.CancelledError:
+                if ranks is None or ranks.failure is None:
+                    raise
+                raise ranks.failure from None
         finally:
             heartbeat.stop()
+            if ranks is not None:
+                ranks.close()
             if lease is not None:
                 lease.release()

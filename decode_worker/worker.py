@@ -18,18 +18,16 @@ from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.status_board import StatusBoard
 from decode_worker.scheduler import Demand, can_admit, plan_step
+from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from engine.block_space import BlockSpace
 from engine.continuation import event_of, sequence_of
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
-from engine.model_runner import ModelRunner
+from engine.model_runner import ModelRunner, alone
 from engine.sampler import Sampled
 from engine.sequence import Sequence
-from kv_transfer.local import start_driver
-from kv_transfer.network import start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
-from kv_transfer.self_test import self_test
 from messages import (
     DecodeJob,
     KVHandle,
@@ -70,7 +68,7 @@ class DecodeWorker:
         runner: ModelRunner,
         pool: KVPool,
         space: BlockSpace,
-        receiver: KVReceiver,
+        receiver: KVReceiver | ShardReceiver,
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.pool, self.space, self.receiver = runner, pool, space, receiver
@@ -308,25 +306,17 @@ async def work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
-    layout, num_blocks, model = loaded.layout, loaded.num_blocks, loaded.model
-    driver, place = start_driver(settings.kv_transfer, model.device)
-    self_test(driver)
+    layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
     pool = KVPool.allocate(layout, num_blocks, model.device)
-    layout_hash = layout.hash(model.model_hash)
-    receiver = KVReceiver(
-        layout_hash,
-        layout.block_bytes,
-        driver,
-        network=start_pullers(settings.kv_transfer, board.worker_id, layout_hash, layout.block_bytes, driver),
-        place=place,
-        require=settings.kv_transfer.require,
-    )
+    receiver = start_receiver(settings.kv_transfer, board.worker_id, loaded)
+    if ranks is not None:
+        ranks.serve(num_blocks)
     board.read_transfers = lambda: receiver.counts
     # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
     heartbeat.on_tick += [sweep_segments, receiver.prune]
     try:
         graphs = await asyncio.to_thread(decode_graphs, settings, model, pool, board.say)
-        runner = ModelRunner(model, pool, graphs)
+        runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
         for number in (signal.SIGTERM, signal.SIGINT):

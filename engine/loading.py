@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,8 +10,11 @@ from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
+from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
 from engine.pool_size import num_blocks_of
+from engine.ranks import Ranks
+from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from kernels import cpu_build
 from messages import DeviceError, Role
@@ -25,25 +28,45 @@ class LoadedModel:
     """A model and the pool that it wants."""
 
     model: Model
-    layout: KVLayout
+    layout: KVLayout  # of this process's pool
     num_blocks: int
+    ranks: Ranks | None = None  # the other parts of the model, where it is cut
 
 
-def load(settings: Settings, role: Role, num_threads: int, report: Callable[[str], None]) -> LoadedModel:
-    """Load the model and size the pool of a worker of `role`. `report` is told what goes on.
+def load(
+    settings: Settings, role: Role, num_threads: int, report: Callable[[str], None], ranks: Ranks | None = None
+) -> LoadedModel:
+    """Load the model, or rank 0's part of it, and size the pool of a worker of `role`. `report` is told what goes on.
 
     Raises ModelError, DeviceError, ConfigError.
     """
-    torch.set_num_threads(num_threads or os.cpu_count() or 1)
-    device = _device(settings)
+    if ranks is None:
+        return load_part(settings, role, num_threads, report)
+    loaded = load_part(settings, role, num_threads, report, Shard(0, ranks.num_ranks), ranks.join)
+    return replace(loaded, num_blocks=min(loaded.num_blocks, ranks.num_blocks()), ranks=ranks)
+
+
+def load_part(
+    settings: Settings,
+    role: Role,
+    num_threads: int,
+    report: Callable[[str], None],
+    shard: Shard = WHOLE,
+    join: Callable[[torch.device], Communicator] = lambda device: SingleRank(),
+) -> LoadedModel:
+    """What `load` does, in any rank. `join` is told where this one computes."""
+    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // shard.num_ranks))
+    device = _device(settings, shard)
     model_dir = resolve_model(settings.model, report)
     if device.type == "cpu":
         cpu_build.load(settings.model.cache_dir, report)
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
-    model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"))
+    ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
+    communicator = join(device)
+    model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"), communicator)
     layout = KVLayout(
         num_layers=model.config.num_layers,
-        num_kv_heads=model.config.num_kv_heads,
+        num_kv_heads=model.num_kv_heads,
         block_size=settings.kv.block_size,
         head_dim=model.config.head_dim,
         dtype=model.dtype,
@@ -53,17 +76,26 @@ def load(settings: Settings, role: Role, num_threads: int, report: Callable[[str
 
 
 def decode_graphs(settings: Settings, model: Model, pool: KVPool, report: Callable[[str], None]) -> DecodeGraphs | None:
-    """The decode steps of `model` on `pool` as CUDA graphs; None on a CPU, and where they are switched off."""
+    """The decode steps of `model` on `pool` as CUDA graphs; None on a CPU, and where they are switched off.
+
+    All ranks of a model must come here together, as recording runs what is recorded.
+    """
     if model.device.type != "cuda" or not settings.decode.cuda_graphs:
         return None
     longest = min(settings.model.max_total_tokens, model.config.max_position_embeddings)
     return DecodeGraphs(model, pool, settings.decode.max_running, longest, CudaDevice(model.device), report)
 
 
-def _device(settings: Settings) -> torch.device:
+def _device(settings: Settings, shard: Shard) -> torch.device:
     wanted = settings.model.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DeviceError("PDQ_MODEL__DEVICE is cuda, but torch sees no CUDA device here; set it to cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    if wanted == "cpu" or shard == WHOLE:
+        return torch.device(wanted)
+    if shard.num_ranks > torch.cuda.device_count():
+        raise DeviceError(f"TENSOR_PARALLEL = {shard.num_ranks}, but torch sees {torch.cuda.device_count()} GPUs")
+    device = torch.device("cuda", shard.rank)  # the leased ones are the first
+    torch.cuda.set_device(device)  # Triton launches on the current one
+    return device

@@ -21,7 +21,7 @@ from engine.sequence import Sequence
 from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
 from kernels.ops import PrefillMeta
 
-__all__ = ["ModelRunner", "PrefillChunk"]
+__all__ = ["ModelRunner", "PrefillChunk", "alone"]
 
 SCORE_CHUNK_TOKENS = 512  # bounds the activations of a long prompt; a score has no one to share a step with
 
@@ -29,7 +29,8 @@ SCORE_CHUNK_TOKENS = 512  # bounds the activations of a long prompt; a score has
 Lead = Callable[[Step], AbstractContextManager[None]]
 
 
-def _alone(step: Step) -> AbstractContextManager[None]:
+def alone(step: Step) -> AbstractContextManager[None]:
+    """There are no other ranks."""
     return nullcontext()
 
 
@@ -39,9 +40,7 @@ class ModelRunner:
     Of a tensor-parallel model, rank 0's plans, samples and leads the others, who `compute` what they are told.
     """
 
-    def __init__(
-        self, model: Model, pool: KVPool, lead: Lead = _alone, graphs: DecodeGraphs | None = None
-    ) -> None:
+    def __init__(self, model: Model, pool: KVPool, lead: Lead = alone, graphs: DecodeGraphs | None = None) -> None:
         """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run."""
         self.model = model
         self.pool = pool

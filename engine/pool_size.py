@@ -22,11 +22,12 @@ def num_blocks_of(
     if settings.kv.num_blocks is not None:
         return settings.kv.num_blocks
     if meter is None:
-        num_blocks = settings.kv.pool_bytes // layout.block_bytes
+        # The bytes are the worker's; every rank has its part of each block.
+        block_bytes = layout.block_bytes * model.communicator.shard.num_ranks
+        num_blocks = settings.kv.pool_bytes // block_bytes
         if num_blocks < 1:
             raise ConfigError(
-                f"PDQ_KV__POOL_BYTES = {settings.kv.pool_bytes}: one block of this model takes {layout.block_bytes} "
-                "bytes"
+                f"PDQ_KV__POOL_BYTES = {settings.kv.pool_bytes}: one block of this model takes {block_bytes} bytes"
             )
         return num_blocks
     report("measuring the largest step")

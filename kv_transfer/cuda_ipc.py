@@ -75,6 +75,10 @@ class CudaIpcDriver:
             raise
         return segment
 
+    def open_head(self, name: str) -> Segment:
+        """See Driver."""
+        return open_segment(name, self.directory, is_writable=True)
+
     def close_mem(self, pool: Segment) -> None:
         """See Driver."""
         memory = self._imported.pop(id(pool), None)

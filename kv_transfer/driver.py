@@ -38,6 +38,9 @@ class Driver(Protocol):
     def import_mem(self, name: str) -> Segment:
         """Somebody's pool, read-only. `name` is not trusted. Raises KVTransferFailed."""
 
+    def open_head(self, name: str) -> Segment:
+        """The pool of another process of this worker, its head writable; to be closed. Raises KVTransferFailed."""
+
     def close_mem(self, pool: Segment) -> None:
         """The importer lets go. Harmless when repeated."""
 

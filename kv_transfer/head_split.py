@@ -21,6 +21,10 @@ class HeadSplit:
         """Bytes of a rank's block; where there are more ranks than heads, each has one."""
         return self.num_rows * max(1, self.num_kv_heads // num_ranks) * self.head_bytes
 
+    def heads_in(self, block_bytes: int) -> int:
+        """KV heads of a rank whose blocks have that size."""
+        return block_bytes // (self.num_rows * self.head_bytes)
+
     def cuts(self, source_ranks: int, target_ranks: int, target_rank: int) -> list[tuple[int, BlockCut]]:
         """(source rank, what of its blocks goes where in the target's) for all that a target rank needs.
 

@@ -19,17 +19,18 @@ def start_exporters(settings: TransferSettings, sender: KVSender) -> list[Export
     return [NixlExporter(NixlAgent(sender.worker_id), *sender.head, sender.buffer, lambda: sender.num_offers > 0)]
 
 
-def start_pullers(
-    settings: TransferSettings, name: str, layout_hash: str, driver: Driver
-) -> Callable[[BlockCut], Sequence[Puller]]:
-    """What makes the pullers, by cut, that fetch from other hosts into memory of `driver`'s. Raises DeviceError."""
+def start_pullers(settings: TransferSettings, name: str, driver: Driver) -> Callable[[str, BlockCut], Sequence[Puller]]:
+    """What makes the pullers, by layout hash and cut, that fetch from other hosts into memory of `driver`'s.
+
+    `name` is this process's alone. Raises DeviceError.
+    """
     if settings.network == "none":
-        return lambda cut: []
+        return lambda layout_hash, cut: []
     from kv_transfer.nixl_agent import NixlAgent
     from kv_transfer.nixl_transport import NixlPuller
 
     agent = NixlAgent(name)
-    return lambda cut: [
+    return lambda layout_hash, cut: [
         NixlPuller(
             agent,
             layout_hash,

@@ -25,7 +25,7 @@ PREFIX = "pdq-"
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NAME = re.compile(r"pdq-[A-Za-z0-9._-]{1,128}-[0-9a-f]{16}")
 # A name from outside may be a symlink or a FIFO by now; neither may lead us away or block us.
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(eq=False, slots=True)
@@ -112,13 +112,13 @@ def _no_room(directory: Path, num_bytes: int, error: OSError) -> DeviceError:
     )
 
 
-def open_segment(name: str, directory: Path = SHM_DIRECTORY) -> Segment:
-    """Somebody's segment, mapped read-only. `name` may come from anywhere. Raises KVTransferFailed."""
+def open_segment(name: str, directory: Path = SHM_DIRECTORY, is_writable: bool = False) -> Segment:
+    """Somebody's segment, mapped read-only unless asked for. `name` may come from anywhere. Raises KVTransferFailed."""
     if not _NAME.fullmatch(name):
         raise KVTransferFailed(f"{name[:160]!r} is no name of a pool")
     path = directory / name
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = os.open(path, _OPEN_FLAGS | (os.O_RDWR if is_writable else os.O_RDONLY))
     except FileNotFoundError:
         raise KVTransferFailed(f"pool {name} is gone") from None
     except OSError as error:
@@ -127,7 +127,8 @@ def open_segment(name: str, directory: Path = SHM_DIRECTORY) -> Segment:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             raise KVTransferFailed(f"pool {name} is empty or no segment")
-        mapping = mmap.mmap(descriptor, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if is_writable else 0)
+        mapping = mmap.mmap(descriptor, status.st_size, mmap.MAP_SHARED, protection)
     except (OSError, ValueError) as error:  # ValueError: cut short since fstat
         os.close(descriptor)
         raise KVTransferFailed(f"pool {name} cannot be mapped: {error}") from error

@@ -1,7 +1,8 @@
 """The owner's end of the KV transfer: an exported pool, and which of its blocks are on offer.
 
-A sender knows offers and slots. It does not know who pulls, when the blocks are free again (the caller withdraws, then
-frees), what is in a block, or how memory is shared (driver.py).
+A sender knows offers and slots. Of a tensor-parallel worker every rank has a pool with blocks of the same ids, and rank
+0's sender keeps all their heads alike: an offer stands in each of them or in none. It does not know who pulls, when the
+blocks are free again (the caller withdraws, then frees), what is in a block, or how memory is shared (driver.py).
 """
 
 import mmap
@@ -29,6 +30,8 @@ class KVSender:
         self._layout_hash = layout_hash
         self._segment = pool
         self._head = head
+        self._heads = [head]  # and those of the pools that follow
+        self._followers: list[Segment] = []
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}  # open offers: transfer id -> slot
         # First in, first out: a slot rests as long as possible before its next offer.
@@ -74,6 +77,20 @@ class KVSender:
             addresses=addresses or {},
         )
 
+    def follow(self, export: PoolExport) -> None:
+        """From here on, what we offer stands in that rank's pool too. Before the first offer.
+
+        Raises KVTransferFailed when it cannot be reached or is no pool like ours.
+        """
+        segment = self._driver.open_head(export.pool)
+        self._followers.append(segment)
+        head = PoolHead.read(segment.mapping)
+        ours, theirs = self._head.shape, head.shape
+        assert not self._slots, "whoever follows has missed offers"
+        if (theirs.num_blocks, theirs.num_slots) != (ours.num_blocks, ours.num_slots):
+            raise KVTransferFailed(f"pool {export.pool} has {theirs.num_blocks} blocks, ours has {ours.num_blocks}")
+        self._heads.append(head)
+
     @property
     def num_offers(self) -> int:
         """Open offers."""
@@ -105,7 +122,7 @@ class KVSender:
             slot = self._free_slots.popleft()
             self._slots[transfer_id] = slot
             digest = offer_digest(self.worker_id, transfer_id, num_tokens, block_ids)
-            generation = self._head.open_slot(slot, digest)
+            generation = [head.open_slot(slot, digest) for head in self._heads][0]  # they are alike
         return KVHandle(
             transfer_id=transfer_id,
             worker_id=self.worker_id,
@@ -116,6 +133,7 @@ class KVSender:
             layout_hash=self._layout_hash,
             num_tokens=num_tokens,
             block_ids=list(block_ids),
+            num_ranks=len(self._heads),
         )
 
     def withdraw(self, transfer_id: str) -> bool:
@@ -127,7 +145,7 @@ class KVSender:
             slot = self._slots.pop(transfer_id, None)
             if slot is None:
                 return False
-            self._head.close_slot(slot)
+            self._close_slot(slot)
             self._free_slots.append(slot)
             return True
 
@@ -137,9 +155,15 @@ class KVSender:
             self._is_closed = True
             try:
                 while self._slots:
-                    self._head.close_slot(self._slots.popitem()[1])
+                    self._close_slot(self._slots.popitem()[1])
             finally:
                 self._driver.free(self._segment)
+                for segment in self._followers:
+                    segment.close()
+
+    def _close_slot(self, slot: int) -> None:
+        for head in self._heads:
+            head.close_slot(slot)
 
     def __enter__(self) -> "KVSender":
         return self

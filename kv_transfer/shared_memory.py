@@ -38,6 +38,10 @@ class ShmDriver:
         """See Driver."""
         return open_segment(name, self.directory)
 
+    def open_head(self, name: str) -> Segment:
+        """See Driver."""
+        return open_segment(name, self.directory, is_writable=True)
+
     def close_mem(self, pool: Segment) -> None:
         """See Driver."""
         pool.close()

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
@@ -279,7 +281,7 @@ async def work(
     settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
-    layout, num_blocks = loaded.layout, loaded.num_blocks
+    layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
     self_test(driver)
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
@@ -294,8 +296,17 @@ async def work(
     exporters: list[Exporter] = []
     try:
         exporters += start_exporters(settings.kv_transfer, sender)
-        board.export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
-        runner = ModelRunner(loaded.model, KVPool.over(layout, sender.buffer))
+        export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
+        pool = KVPool.over(layout, sender.buffer)
+        if ranks is None:
+            runner = ModelRunner(loaded.model, pool)
+        else:
+            others = ranks.serve(num_blocks)
+            for other in others:
+                sender.follow(other)
+            export = msgspec.structs.replace(export, ranks=tuple(others))
+            runner = ModelRunner(loaded.model, pool, ranks.step)
+        board.export = export
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
         for number in (signal.SIGTERM, signal.SIGINT):

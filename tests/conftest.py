@@ -1,4 +1,4 @@
-"""Fixtures every room may use: one real redis-server per session, a fresh key prefix per test."""
+"""Fixtures every room may use: one real redis-server per session, a fresh key prefix and /dev/shm folder per test."""
 
 import os
 import shutil
@@ -120,3 +120,12 @@ def open_test_broker(redis_settings: RedisSettings) -> OpenTestBroker:
         return open_broker(redis, queue or QueueSettings(), stream or StreamSettings())
 
     return open_it
+
+
+@pytest.fixture
+def shm_directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="test-pdq-", dir="/dev/shm"))
+    yield directory
+    left = sorted(path.name for path in directory.iterdir())
+    shutil.rmtree(directory)
+    assert left == [], "the test left segments behind"

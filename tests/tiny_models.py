@@ -75,6 +75,15 @@ REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_reward": ("Qwen2", {}),  # two layers over the Qwen2 trunk
     "internlm2_reward": ("Llama", {}),  # v_head over the Llama re-laid as InternLM2
 }
+# Sizes that divide by 4 where tensor parallelism asks for it; 2 key-value heads, which 4 ranks share, or 4.
+_EVEN = {"hidden_size": 80, "num_attention_heads": 8, "intermediate_size": 92}
+CUTTABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama_even": ("Llama", _EVEN | {"attention_bias": True, "mlp_bias": True}),
+    "qwen3_even": ("Qwen3", _EVEN | {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "internlm2_even": ("Llama", _EVEN | {"attention_bias": True}),
+    "internlm2_even_4": ("Llama", _EVEN | {"num_key_value_heads": 4}),
+    "qwen2_reward_even": ("Qwen2", _EVEN),
+}
 
 
 @dataclass(frozen=True)
@@ -94,14 +103,14 @@ def _root() -> Path:
 
 @functools.cache
 def tiny_model(name: str) -> TinyModel:
-    """The checkpoint `name` of DECODERS or REWARDS, in float32."""
-    is_reward = name in REWARDS
-    stem, values = (REWARDS if is_reward else DECODERS)[name]
+    """The checkpoint `name` of DECODERS, REWARDS or CUTTABLE, in float32."""
+    is_reward = "reward" in name
+    stem, values = (DECODERS | REWARDS | CUTTABLE)[name]
     oracle_path = _root() / name
     _build(oracle_path, stem, values, "SequenceClassification" if is_reward else "CausalLM", seed=len(name))
     if name.startswith("internlm2"):
         return TinyModel(_as_internlm2(oracle_path, is_reward), oracle_path)
-    if name == "qwen2_reward":
+    if name.startswith("qwen2_reward"):
         return TinyModel(_with_two_layer_head(oracle_path), oracle_path)
     return TinyModel(oracle_path, oracle_path)
 

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,6 @@ from kv_transfer.shared_memory import ShmDriver
 from messages import KVHandle, PoolExport
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def shm_directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="test-pdq-", dir="/dev/shm"))
-    yield directory
-    left = sorted(path.name for path in directory.iterdir())
-    shutil.rmtree(directory)
-    assert left == [], "the test left segments behind"
 
 
 @pytest.fixture

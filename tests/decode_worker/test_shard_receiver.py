@@ -1,0 +1,142 @@
+"""Pools of several ranks on both sides: whatever the two numbers are, every head's bytes arrive where they belong."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from decode_worker.shard_receiver import ShardReceiver
+from engine.tensor_parallel import Shard, kv_heads_of
+from kv_transfer.copy_runs import BlockCut
+from kv_transfer.driver import Driver
+from kv_transfer.head_split import HeadSplit
+from kv_transfer.offer_check import OfferGone
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.selection import Place
+from kv_transfer.sender import KVSender
+from kv_transfer.shared_memory import ShmDriver
+from messages import KVTransferFailed, PoolExport
+from tests.kv_transfer.test_cuda_ipc import Process
+
+NUM_BLOCKS, MAX_OFFERS = 6, 4
+SOURCES, TARGETS = [4, 0, 5], [1, 2, 0]
+SPLIT = HeadSplit(num_rows=6, num_kv_heads=4, head_bytes=40)
+
+
+@contextmanager
+def owner_of(
+    driver: Driver, num_ranks: int, whole: Tensor, device: str = "cpu"
+) -> Iterator[tuple[KVSender, PoolExport]]:
+    """Rank 0's sender, which the others follow. Each has its heads of `whole`, [blocks, rows, heads, head_bytes]."""
+    with ExitStack() as stack:
+        senders = []
+        for rank in range(num_ranks):
+            block_bytes = SPLIT.block_bytes(num_ranks)
+            sender = stack.enter_context(
+                KVSender.create(f"p-{rank}", NUM_BLOCKS, block_bytes, "layout", MAX_OFFERS, driver)
+            )
+            heads = kv_heads_of(SPLIT.num_kv_heads, Shard(rank, num_ranks))
+            sender.buffer.copy_(whole[:, :, heads.start : heads.stop].reshape(-1))
+            senders.append(sender)
+        first, *others = [sender.export("here", device) for sender in senders]
+        for other in others:
+            senders[0].follow(other)
+        yield senders[0], msgspec.structs.replace(first, ranks=tuple(others))
+
+
+@contextmanager
+def receivers_of(driver: Driver, num_ranks: int, place: Place) -> Iterator[list[ShardReceiver]]:
+    def open_receiver(cut: BlockCut) -> KVReceiver:
+        return KVReceiver("layout", cut.source_block_bytes, driver, place=place, cut=cut)
+
+    receivers = [ShardReceiver(SPLIT, Shard(rank, num_ranks), open_receiver) for rank in range(num_ranks)]
+    yield receivers
+    for receiver in receivers:
+        receiver.close()
+
+
+def random_whole() -> Tensor:
+    return torch.randint(0, 256, (NUM_BLOCKS, SPLIT.num_rows, SPLIT.num_kv_heads, SPLIT.head_bytes), dtype=torch.uint8)
+
+
+def new_pool(num_ranks: int) -> Tensor:
+    return torch.full((NUM_BLOCKS, SPLIT.block_bytes(num_ranks)), 7, dtype=torch.uint8)
+
+
+def assert_arrived(pool: Tensor, whole: Tensor, shard: Shard) -> None:
+    heads = kv_heads_of(SPLIT.num_kv_heads, shard)
+    arrived = pool.view(NUM_BLOCKS, SPLIT.num_rows, len(heads), SPLIT.head_bytes)
+    assert torch.equal(arrived[TARGETS], whole[:, :, heads.start : heads.stop][SOURCES])
+    others = [block for block in range(NUM_BLOCKS) if block not in TARGETS]
+    assert (arrived[others] == 7).all(), "nothing else was written"
+
+
+@pytest.mark.parametrize("source_ranks, target_ranks", list(product((1, 2, 4, 8), (1, 2, 4, 8))))
+def test_every_pair_of_numbers_of_ranks(shm_directory: Path, source_ranks: int, target_ranks: int) -> None:
+    driver, whole = ShmDriver(shm_directory), random_whole()
+    with (
+        owner_of(driver, source_ranks, whole) as (sender, export),
+        receivers_of(driver, target_ranks, Place("here")) as receivers,
+    ):
+        for turn in range(3):  # slots and generations stay alike
+            handle = sender.offer(f"t{turn}", SOURCES, 40)
+            assert handle.num_ranks == source_ranks
+            pools = [new_pool(target_ranks) for _ in receivers]
+            for rank, receiver in enumerate(receivers):
+                receiver.pull(handle, pools[rank], TARGETS, export)
+                assert_arrived(pools[rank], whole, Shard(rank, target_ranks))
+            assert sender.withdraw(f"t{turn}")
+            for rank, receiver in enumerate(receivers):
+                with pytest.raises(OfferGone):
+                    receiver.pull(handle, pools[rank], TARGETS, export)
+        assert all(receiver.counts["shared_memory"].pulls >= 3 for receiver in receivers)
+
+
+@pytest.mark.parametrize("source_ranks, target_ranks", [(2, 4), (4, 2), (2, 2)])
+def test_over_cuda_ipc(shm_directory: Path, source_ranks: int, target_ranks: int) -> None:
+    owner, puller = Process(shm_directory, gpus=(3,)), Process(shm_directory, gpus=(5, 3), peers=frozenset({3}))
+    whole, place = random_whole(), Place("here", puller.device.uuid, puller.device.readable_uuids())
+    with (
+        owner_of(owner.driver, source_ranks, whole, owner.device.uuid) as (sender, export),
+        receivers_of(puller.driver, target_ranks, place) as receivers,
+    ):
+        handle = sender.offer("t", SOURCES, 40)
+        for rank, receiver in enumerate(receivers):
+            pool = new_pool(target_ranks)
+            receiver.pull(handle, pool, TARGETS, export)
+            assert_arrived(pool, whole, Shard(rank, target_ranks))
+            assert receiver.counts["cuda_ipc"].pulls == max(1, source_ranks // target_ranks)
+
+
+def test_an_owner_whose_ranks_are_not_known(shm_directory: Path) -> None:
+    driver = ShmDriver(shm_directory)
+    with (
+        owner_of(driver, 2, random_whole()) as (sender, export),
+        receivers_of(driver, 1, Place("here")) as (receiver,),
+    ):
+        handle = sender.offer("t", SOURCES, 40)
+        for said in (None, msgspec.structs.replace(export, ranks=())):
+            with pytest.raises(KVTransferFailed, match="nothing is known of rank 1"):
+                receiver.pull(handle, new_pool(1), TARGETS, said)
+        lying = msgspec.structs.replace(handle, num_ranks=1)
+        with pytest.raises(KVTransferFailed, match="another KV layout"):
+            receiver.pull(lying, new_pool(1), TARGETS, export)
+        for absurd in (3, 0):
+            lying = msgspec.structs.replace(handle, num_ranks=absurd)
+            with pytest.raises(KVTransferFailed, match=f"4 KV heads cannot be split over {absurd} ranks"):
+                receiver.pull(lying, new_pool(1), TARGETS, export)
+
+
+def test_whoever_follows_must_be_like_us(shm_directory: Path) -> None:
+    driver = ShmDriver(shm_directory)
+    with (
+        KVSender.create("p-0", NUM_BLOCKS, 64, "layout", MAX_OFFERS, driver) as sender,
+        KVSender.create("p-1", NUM_BLOCKS + 1, 64, "layout", MAX_OFFERS, driver) as other,
+        pytest.raises(KVTransferFailed, match="has 7 blocks, ours has 6"),
+    ):
+        sender.follow(other.export("here"))
