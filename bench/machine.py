@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-PACKAGES = ("pdq", "torch", "transformers", "tokenizers", "redis", "uvicorn", "uvloop", "fastapi")
+PACKAGES = ("pdq", "torch", "triton", "transformers", "tokenizers", "redis", "uvicorn", "uvloop", "fastapi")
 CLEAN_SHARE = 0.04  # of the machine's CPU time; others using more makes a run not clean
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.doctor.check import Finding, Verdict, attempt
+from bench.doctor.gpu_checks import GPU_CHECKS
 from cli import host_checks
 from cli.__main__ import main
 from cli.gpu_inventory import Gpu
@@ -70,10 +71,11 @@ def test_the_gpu_report_goes_to_stdout_and_progress_does_not(
     monkeypatch.setattr("os.environ", {})  # what is set for children stays in this test
     code, out, err = doctor(capsys, "--gpu", "--json", str(tmp_path / "gpu.json"))
     assert code == 1
-    assert out.startswith("## pdq doctor --gpu: 10 ok, 0 warn, 1 fail\n")
+    assert out.startswith(f"## pdq doctor --gpu: {len(GPU_CHECKS) - 1} ok, 0 warn, 1 fail\n")
     assert "| fail | roofline | RuntimeError: planted |" in out
     assert "GPUs\nok   cuda:0: as [it] should\n" in err and "fail roofline: RuntimeError: planted\n" in err
-    assert len(json.loads((tmp_path / "gpu.json").read_text())["sections"]) == 11
+    sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert [section["title"] for section in sections] == list(GPU_CHECKS)
 
 
 def only(findings: Iterator[Finding]) -> Finding:
