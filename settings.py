@@ -20,7 +20,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TransportKind = Literal["shared_memory", "cuda_ipc", "nixl"]
+TransportKind = Literal["shared_memory", "cuda_ipc", "nixl", "nccl", "gloo"]
 
 
 class Section(BaseModel):
@@ -80,8 +80,15 @@ class KVSettings(Section):
 class TransferSettings(Section):
     """How KV blocks get from prefill to decode workers."""
 
-    network: Literal["none", "nixl"] = Field(
-        "none", description="How KV travels between hosts: none keeps a cluster's workers on one; nixl is UCX's."
+    network: Literal["none", "nixl", "nccl"] = Field(
+        "none",
+        description="How KV travels between hosts: none keeps a cluster's workers on one; nixl is UCX's; nccl is "
+        "torch's process groups, which on a CPU are Gloo's.",
+    )
+    address: str = Field(
+        "",
+        description="With nccl: this host's address that a prefill worker listens on and names to others; empty: that "
+        "of the interface towards other networks, or 127.0.0.1 where there is none.",
     )
     require: TransportKind | None = Field(
         None, description="The only transport allowed; a worker that cannot start it does not start."

@@ -10,13 +10,15 @@ the 64-byte IPC handle into the head's `memory handle` field.
 This file knows no transport, no handle and no block table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from kv_transfer.copy_runs import CopyRun
 from kv_transfer.segment import Segment
+
+CopyWithin = Callable[[torch.Tensor, torch.Tensor, Sequence[CopyRun]], None]  # Driver.copy_within
 
 
 class Driver(Protocol):

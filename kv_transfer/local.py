@@ -4,6 +4,7 @@ import torch
 
 from kv_transfer.driver import Driver
 from kv_transfer.host import host_id
+from kv_transfer.network import network_kind
 from kv_transfer.selection import Place
 from kv_transfer.shared_memory import ShmDriver
 from messages import ConfigError, DeviceError
@@ -24,9 +25,10 @@ def start_driver(settings: TransferSettings, device: torch.device) -> tuple[Driv
             raise DeviceError(f"CUDA's driver interface cannot be used: {error}") from error
     else:
         driver, place = ShmDriver(), Place(host_id())
-    if settings.require not in (None, driver.kind, settings.network):
+    between_hosts = network_kind(settings, device)
+    if settings.require not in (None, driver.kind, between_hosts):
         raise ConfigError(
-            f"PDQ_KV_TRANSFER__REQUIRE is {settings.require}, but on {device.type} this worker has {driver.kind}, "
-            f"and PDQ_KV_TRANSFER__NETWORK is {settings.network}"
+            f"PDQ_KV_TRANSFER__REQUIRE is {settings.require}, but on {device.type} this worker has {driver.kind}, and "
+            f"between hosts {between_hosts or 'nothing'}, as PDQ_KV_TRANSFER__NETWORK is {settings.network}"
         )
     return driver, place

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import BlockCut, CopyRun, merge_runs
+from kv_transfer.copy_runs import BlockCut, merge_runs
+from kv_transfer.driver import CopyWithin
 from kv_transfer.nixl_agent import NixlAgent, Piece, Registered, RemoteMemory, Unfinished
 from kv_transfer.offer_check import check_offer
 from kv_transfer.pool_export import PoolHead, layout_digest
@@ -27,9 +28,6 @@ from messages import DeviceError, KVHandle, KVTransferFailed, PoolExport
 
 VERSION = 1
 _BUSY_S, _IDLE_S = 0.0005, 0.01  # how often reads of others are served while anything is on offer, and else
-
-# Copies runs of a staging buffer to the pool, and returns when that buffer may be written again.
-Unstage = Callable[[torch.Tensor, torch.Tensor, Sequence[CopyRun]], None]
 
 
 class NixlAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -110,7 +108,7 @@ class NixlPuller:
         agent: NixlAgent,
         layout_hash: str,
         cut: BlockCut,
-        unstage: Unstage,
+        unstage: CopyWithin,
         *,
         device: torch.device | None = None,
         staging_bytes: int = 32 << 20,

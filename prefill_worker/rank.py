@@ -25,7 +25,7 @@ def serve(rank: RankProcess) -> None:
         driver,
     ) as sender:
         try:
-            exporters += start_exporters(settings, sender)
+            exporters += start_exporters(settings, sender, driver)
             export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
             rank.serve(KVPool.over(loaded.layout, sender.buffer), export)
         finally:

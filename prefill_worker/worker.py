@@ -295,7 +295,7 @@ async def work(
     )
     exporters: list[Exporter] = []
     try:
-        exporters += start_exporters(settings.kv_transfer, sender)
+        exporters += start_exporters(settings.kv_transfer, sender, driver)
         export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
         pool = KVPool.over(layout, sender.buffer)
         if ranks is None:
