@@ -19,9 +19,11 @@ from kv_transfer.host_copy import copy_on_host
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.nixl_agent import NixlAgent
 from kv_transfer.nixl_transport import NixlExporter, NixlPuller
+from kv_transfer.pair_exporter import PairExporter
+from kv_transfer.pair_puller import PairPuller
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from kv_transfer.transport import Puller
+from kv_transfer.transport import Exporter, Puller
 from messages import KVHandle, PoolExport
 
 _LAYOUT = "bench"
@@ -38,13 +40,17 @@ def own(num_blocks: int, block_bytes: int) -> None:
     """Be the owner: offer every block, in scattered order, until stdin ends."""
     with KVSender.create("bench-owner", num_blocks, block_bytes, _LAYOUT, 1) as sender:
         sender.buffer.random_()
-        exporter = NixlExporter(NixlAgent("bench-owner"), *sender.head, sender.buffer, lambda: True)
-        export = sender.export(host_id(), addresses={exporter.kind: exporter.address})
+        exporters: list[Exporter] = [
+            NixlExporter(NixlAgent("bench-owner"), *sender.head, sender.buffer, lambda: True),
+            PairExporter("gloo", sender.head[0], sender.buffer, copy_on_host, host="127.0.0.1"),
+        ]
+        export = sender.export(host_id(), addresses={exporter.kind: exporter.address for exporter in exporters})
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
         sys.stdout.write(msgspec.json.encode(Offer(export, sender.offer("bench", order, 1))).decode() + "\n")
         sys.stdout.flush()
         sys.stdin.read()
-        exporter.close()
+        for exporter in exporters:
+            exporter.close()
 
 
 def measure(num_blocks: int, block_bytes: int, num_pulls: int) -> None:
@@ -54,9 +60,11 @@ def measure(num_blocks: int, block_bytes: int, num_pulls: int) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdin is not None and owner.stdout is not None
         offer = msgspec.json.decode(owner.stdout.readline(), type=Offer)
+        cut = whole_blocks(block_bytes)
         pullers: list[Puller] = [
-            MappedPuller(ShmDriver(), _LAYOUT, whole_blocks(block_bytes)),
-            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, whole_blocks(block_bytes), copy_on_host),
+            MappedPuller(ShmDriver(), _LAYOUT, cut),
+            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, cut, copy_on_host),
+            PairPuller("gloo", cut, copy_on_host),
         ]
         into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8)
         targets = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).tolist()

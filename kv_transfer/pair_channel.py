@@ -1,9 +1,7 @@
-"""What two paired workers say to each other beside the blocks, and the store that their process group is built on.
+"""What two paired workers say to each other beside the blocks.
 
 A pair has a TCP connection of its own. It carries the requests and their answers, so that an idle pair waits for a
-message and not inside a process group; its end says that the peer is gone; and it is the group's store. torch's own
-TCPStore is not used: a client of it that waits for a stopped server (SIGSTOP) never returns, whatever its time limit,
-since giving up is a message that the server has to confirm.
+message and not inside a process group; its end says that the peer is gone; and it is what the group finds its peer by.
 
 A frame is a length of 4 bytes and a message in msgpack. Whoever holds the token of the owner's address may speak; what
 comes is checked for size and form here, and for sense by who asked for it. Knows no pool and no process group.
@@ -13,11 +11,9 @@ import select
 import socket
 import struct
 import time
-from datetime import timedelta
 from typing import TypeVar
 
 import msgspec
-from torch.distributed.distributed_c10d import Store
 
 from messages import KVHandle, KVTransferFailed
 
@@ -155,34 +151,3 @@ class PairChannel:
         except OSError as error:
             raise KVTransferFailed(f"the peer at {self.peer_address} is gone: {error}") from error
         return bytes(data)
-
-
-class PairStore(Store):
-    """What a process group of two needs of a store: what one end sets, the other end gets.
-
-    A new connection is a new store, so nothing of an earlier pairing is ever met.
-    """
-
-    def __init__(self, channel: PairChannel) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def set(self, key: str, value: str | bytes) -> None:
-        """To the peer."""
-        data = value.encode() if isinstance(value, str) else bytes(value)
-        self._channel.entries[key] = data
-        self._channel.send(StoreEntry(key, data))
-
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        """Until the peer has set them, for the channel's time limit. Raises KVTransferFailed."""
-        while not self.check(keys):
-            self._channel.receive(StoreEntry)
-
-    def get(self, key: str) -> bytes:
-        """As `wait`."""
-        self.wait([key])
-        return self._channel.entries[key]
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether they are there; the only one that other threads call."""
-        return all(key in self._channel.entries for key in keys)

@@ -19,7 +19,7 @@ import torch
 from kv_transfer.copy_runs import merge_runs
 from kv_transfer.driver import CopyWithin
 from kv_transfer.offer_check import OfferGone, check_offer
-from kv_transfer.pair_channel import Answer, Hello, PairChannel, PairStore, Request
+from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
 from kv_transfer.pair_group import Backend, PairGroup, check_backend
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
 from kv_transfer.staging import StagingBuffers
@@ -134,9 +134,7 @@ class PairExporter:
             if not hmac.compare_digest(channel.receive(Hello).token, self._token):
                 raise KVTransferFailed("not our token")
             channel.send(Answer())
-            group = PairGroup(
-                self._backend, PairStore(channel), 0, self._timeout_s, channel.local_address, self._data.device
-            )
+            group = PairGroup(self._backend, channel, 0, self._data.device)
             while True:
                 self._answer(channel, group, channel.receive(Request, is_idle=True))
         except KVTransferFailed as error:

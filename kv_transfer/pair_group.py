@@ -1,4 +1,4 @@
-"""A process group of two, Gloo's or NCCL's, built on a store of its own and thrown away when anything fails.
+"""A process group of two, Gloo's or NCCL's, built over a channel of its own and thrown away when anything fails.
 
 torch's groups are built directly: `init_process_group` and `new_group` need every rank of a world to take part, and
 workers come and go. Nothing is waited for longer than the group's time limit, the building included. A group in which
@@ -15,9 +15,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from kv_transfer.pair_channel import PairChannel, StoreEntry
 from messages import DeviceError, KVTransferFailed
 
 Backend = Literal["gloo", "nccl"]
+
+_GLOO_ADDRESS_BYTES = 128 + 8  # sockaddr_storage, sequence number
 
 
 def backend_for(device: torch.device) -> Backend:
@@ -32,22 +35,58 @@ def check_backend(backend: Backend) -> None:
         raise DeviceError(f"torch {torch.__version__} has no {backend}")
 
 
+class PairStore(Store):
+    """What a process group of two needs of a store: what one end sets, the other end gets, over their channel.
+
+    A new connection is a new store, so that nothing of an earlier pairing is ever met. torch's own TCPStore is not
+    used: a client of it that waits for a stopped server (SIGSTOP) never returns, whatever its time limit, since giving
+    up is a message that the server has to confirm.
+    """
+
+    def __init__(self, channel: PairChannel, is_sound: Callable[[bytes], bool]) -> None:
+        """`is_sound`: whether the group can take this from its peer."""
+        super().__init__()
+        self._channel = channel
+        self._is_sound = is_sound
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """To the peer."""
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        self._channel.entries[key] = data
+        self._channel.send(StoreEntry(key, data))
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """Until the peer has set them, for the channel's time limit. Raises KVTransferFailed."""
+        while not self.check(keys):
+            self._channel.receive(StoreEntry)
+
+    def get(self, key: str) -> bytes:
+        """As `wait`."""
+        self.wait([key])
+        data = self._channel.entries[key]
+        if not self._is_sound(data):
+            raise KVTransferFailed(f"the peer at {self._channel.peer_address} set {len(data)} bytes of no sense")
+        return data
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether they are there; the only one that other threads call."""
+        return all(key in self._channel.entries for key in keys)
+
+
 class PairGroup:
     """One end: rank 0 is the owner, rank 1 the puller. For one thread at a time."""
 
-    def __init__(
-        self, backend: Backend, store: Store, rank: int, timeout_s: float, address: str, device: torch.device
-    ) -> None:
-        """`address`: of ours, reachable by the peer (Gloo listens on it); `device`: of all tensors.
+    def __init__(self, backend: Backend, channel: PairChannel, rank: int, device: torch.device) -> None:
+        """With the channel's time limit; `device`: of all tensors.
 
         Returns when the other end was built too. Raises KVTransferFailed.
         """
         self._peer = 1 - rank
-        self._limit = timedelta(seconds=timeout_s)
+        self._limit = timedelta(seconds=channel.timeout_s)
         # NCCL's work and the wait for it go on the calling thread's stream, which must not be the engine's.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         try:
-            self._group = (_gloo if backend == "gloo" else _nccl)(store, rank, self._limit, address)
+            self._group = (_gloo if backend == "gloo" else _nccl)(channel, rank, self._limit)
         except RuntimeError as error:
             raise KVTransferFailed(f"no {backend} group with the peer: {_first_line(error)}") from error
         # NCCL connects with the first message. It goes here, where both ends are known to wait for it.
@@ -87,16 +126,24 @@ class PairGroup:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def _gloo(store: Store, rank: int, limit: timedelta, address: str) -> Any:
+def _gloo(channel: PairChannel, rank: int, limit: timedelta) -> Any:
     gloo: Any = dist.ProcessGroupGloo  # its type stub lacks what begins with an underscore
     options = gloo._Options()
     options._timeout = limit
     options._threads = 1  # for collectives, of which there are none
-    options._devices = [gloo.create_device(hostname=address)]
-    return gloo(store, rank, 2, options)
+    options._devices = [gloo.create_device(hostname=channel.local_address)]
+    return gloo(PairStore(channel, _is_gloo_address), rank, 2, options)
 
 
-def _nccl(store: Store, rank: int, limit: timedelta, address: str) -> Any:
+def _is_gloo_address(data: bytes) -> bool:
+    """Gloo follows the lengths in what its peer set without a look at them: two, each before what it measures (host
+    name, socket address with a number behind it), and then a number per rank."""
+    host_bytes = int.from_bytes(data[:8], "little")
+    address_bytes = int.from_bytes(data[8 + host_bytes : 16 + host_bytes], "little")
+    return address_bytes == _GLOO_ADDRESS_BYTES and len(data) == 8 + host_bytes + 8 + address_bytes + 2 * 8
+
+
+def _nccl(channel: PairChannel, rank: int, limit: timedelta) -> Any:
     # A time-out is ours to handle: by default torch's watchdog takes the whole process down.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
@@ -107,6 +154,7 @@ def _nccl(store: Store, rank: int, limit: timedelta, address: str) -> Any:
     options.config.blocking = 0
     options.global_ranks_in_group = [0, 1]
     options.group_name = "kv_transfer"
+    store = PairStore(channel, lambda data: True)  # torch looks at the size of NCCL's id itself
     return dist.ProcessGroupNCCL(store, rank, 2, options)
 
 

@@ -17,7 +17,7 @@ import torch
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import CopyWithin
 from kv_transfer.offer_check import OfferGone
-from kv_transfer.pair_channel import Answer, Hello, PairChannel, PairStore, Request
+from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
 from kv_transfer.pair_exporter import TORCH_VERSION, VERSION, PairAddress
 from kv_transfer.pair_group import Backend, PairGroup, check_backend
 from kv_transfer.staging import StagingBuffers
@@ -153,8 +153,7 @@ class PairPuller:
         channel = pair.channel = PairChannel.connect(address.host, address.port, self._timeout_s)
         channel.send(Hello(address.token))
         _agreed(channel)
-        store = PairStore(channel)
-        pair.group = PairGroup(self._backend, store, 1, self._timeout_s, channel.local_address, self._device)
+        pair.group = PairGroup(self._backend, channel, 1, self._device)
 
 
 def _agreed(channel: PairChannel) -> Answer:

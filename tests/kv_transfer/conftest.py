@@ -1,7 +1,8 @@
-"""A directory of its own on /dev/shm for each test, and owners in processes of their own."""
+"""A directory of its own on /dev/shm for each test, and owners and pullers in processes of their own."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,53 @@ def driver(shm_directory: Path) -> ShmDriver:
     return ShmDriver(shm_directory)
 
 
-class OwnerProcess:
+class ScriptProcess:
+    """A process of one of this folder's scripts: one JSON command per line in, one answer out."""
+
+    def __init__(self, script: str, setup: list[Any], prefix: Sequence[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, str(Path(__file__).with_name(script)), json.dumps(setup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._end()
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.stdin.close()
+        self._end()
+
+    def tell(self, *command: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the process died"
+        return json.loads(line)
+
+    def ask(self, *command: Any) -> Any:
+        self.tell(*command)
+        return self.answer()
+
+    def _end(self) -> None:
+        self.process.wait(timeout=30)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class OwnerProcess(ScriptProcess):
     """The process of owner_process.py."""
 
     def __init__(
@@ -40,56 +87,25 @@ class OwnerProcess:
         generator = torch.Generator().manual_seed(seed)
         self.contents = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         setup = [str(directory or ""), worker_id, num_blocks, block_bytes, layout_hash, max_offers, seed]
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, str(Path(__file__).with_name("owner_process.py")), json.dumps(setup)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        self.pool: str = self._answer()["pool"]
+        super().__init__("owner_process.py", setup, prefix)
+        self.pool: str = self.answer()["pool"]
 
     def offer(self, transfer_id: str, block_ids: list[int], num_tokens: int) -> KVHandle:
-        return msgspec.convert(self._ask("offer", transfer_id, block_ids, num_tokens), KVHandle)
+        return msgspec.convert(self.ask("offer", transfer_id, block_ids, num_tokens), KVHandle)
 
     def withdraw(self, transfer_id: str) -> bool:
-        return bool(self._ask("withdraw", transfer_id))
+        return bool(self.ask("withdraw", transfer_id))
 
-    def export(self, host_id: str) -> PoolExport:
-        """What it says of its pool, after it has made that readable through NIXL."""
-        return msgspec.convert(self._ask("export", host_id), PoolExport)
+    def export(self, host_id: str, kind: str = "nixl", timeout_s: float = 5.0) -> PoolExport:
+        """What it says of its pool, after it has made that reachable from other hosts."""
+        return msgspec.convert(self.ask("export", host_id, kind, timeout_s), PoolExport)
+
+    def num_pairs(self) -> int:
+        """Pullers that are paired with it; exported as gloo."""
+        return int(self.ask("pairs"))
 
     def overwrite(self, value: int) -> None:
-        self._ask("overwrite", value)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self._end()
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        if self.process.poll() is None:
-            self.process.stdin.close()
-        self._end()
-
-    def _end(self) -> None:
-        self.process.wait(timeout=30)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _ask(self, *command: Any) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the owner process died"
-        return json.loads(line)
+        self.ask("overwrite", value)
 
 
 @pytest.fixture

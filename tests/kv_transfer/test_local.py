@@ -20,7 +20,10 @@ def test_what_is_required_and_not_there_stops_the_start() -> None:
         start_driver(TransferSettings(require="cuda_ipc"), CPU)
     with pytest.raises(ConfigError, match="REQUIRE is nixl, .* PDQ_KV_TRANSFER__NETWORK is none"):
         start_driver(TransferSettings(require="nixl"), CPU)
+    with pytest.raises(ConfigError, match="REQUIRE is nccl, .* between hosts gloo, as .*NETWORK is nccl"):
+        start_driver(TransferSettings(require="nccl", network="nccl"), CPU)
     start_driver(TransferSettings(require="nixl", network="nixl"), CPU)
+    start_driver(TransferSettings(require="gloo", network="nccl"), CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
