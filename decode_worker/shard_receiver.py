@@ -65,6 +65,9 @@ class ShardReceiver:
     def _pull_ours(
         self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None
     ) -> None:
+        num_pools = 1 if export is None else 1 + len(export.ranks)
+        if handle.num_ranks != num_pools:
+            raise KVTransferFailed(f"the handle is of {handle.num_ranks} ranks, of {num_pools} is known where they are")
         try:
             cuts = self._split.cuts(handle.num_ranks, self._shard.num_ranks, self._shard.rank)
         except ValueError as error:
@@ -114,10 +117,8 @@ def _rank_of(export: PoolExport | None, rank: int) -> PoolExport | None:
 
 
 def _of_rank(handle: KVHandle, export: PoolExport | None, rank: int) -> KVHandle:
-    """The offer as it stands in that rank's pool. Raises KVTransferFailed when nothing is known of it."""
-    if rank == 0:
+    """The offer as it stands in that rank's pool."""
+    pool = _rank_of(export, rank)
+    if rank == 0 or pool is None:
         return handle
-    if export is None or len(export.ranks) != handle.num_ranks - 1:
-        raise KVTransferFailed(f"nothing is known of rank {rank} of pool {handle.pool[:80]}: its owner is gone")
-    ours = export.ranks[rank - 1]
-    return msgspec.structs.replace(handle, pool=ours.pool, pool_epoch=ours.pool_epoch)
+    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch)

@@ -20,6 +20,6 @@ def check_offer(handle: KVHandle, head: PoolHead) -> None:
     generation = head.generation(handle.slot)
     if generation != handle.generation or generation % 2 == 0:
         raise OfferGone(f"{name}: no longer offered, generation {handle.generation} but is {generation}")
-    digest = offer_digest(handle.worker_id, handle.transfer_id, handle.num_tokens, handle.block_ids)
+    digest = offer_digest(handle.worker_id, handle.transfer_id, handle.num_tokens, handle.block_ids, handle.num_ranks)
     if head.digest(handle.slot) != digest:
         raise OfferGone(f"{name}: the handle is not what was offered in slot {handle.slot}")

@@ -11,7 +11,7 @@ The head is written by the owner alone and read by anybody. All fields are 8-byt
          16-47  memory handle: 256 bytes of the driver's own, zero under shared memory
          48-63  zero
     64 + 8*s    generation of slot s: odd while an offer stands, even while none does
-    64 + 8*s+1  digest of what is offered in slot s (worker and transfer id, tokens, block ids)
+    64 + 8*s+1  digest of what is offered in slot s (worker and transfer id, tokens, block ids, ranks)
          + 2-7  zero: room for a checksum over the offer, and nobody's cache line but the slot's
 
 Room for checksums: a table of one word per block goes behind the slots and word 7 says where; head_bytes
@@ -57,10 +57,12 @@ def layout_digest(layout_hash: str) -> bytes:
     return hashlib.sha256(layout_hash.encode("utf-8", "backslashreplace")).digest()
 
 
-def offer_digest(worker_id: str, transfer_id: str, num_tokens: int, block_ids: Sequence[int]) -> int:
+def offer_digest(
+    worker_id: str, transfer_id: str, num_tokens: int, block_ids: Sequence[int], num_ranks: int = 1
+) -> int:
     """What an offer says, in 64 bits: a handle whose block ids were swapped or cut does not match its slot."""
     # repr: unambiguous where one field ends, and plain text whatever a forged field holds.
-    digest = hashlib.blake2b(repr((worker_id, transfer_id, num_tokens)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((worker_id, transfer_id, num_tokens, num_ranks)).encode(), digest_size=8)
     digest.update(array("Q", block_ids).tobytes())
     return int.from_bytes(digest.digest(), "little")
 

@@ -121,7 +121,7 @@ class KVSender:
                 raise KVTransferFailed(f"offer {transfer_id}: all {shape.num_slots} offers are open")
             slot = self._free_slots.popleft()
             self._slots[transfer_id] = slot
-            digest = offer_digest(self.worker_id, transfer_id, num_tokens, block_ids)
+            digest = offer_digest(self.worker_id, transfer_id, num_tokens, block_ids, len(self._heads))
             generation = [head.open_slot(slot, digest) for head in self._heads][0]  # they are alike
         return KVHandle(
             transfer_id=transfer_id,

@@ -121,15 +121,18 @@ def test_an_owner_whose_ranks_are_not_known(shm_directory: Path) -> None:
     ):
         handle = sender.offer("t", SOURCES, 40)
         for said in (None, msgspec.structs.replace(export, ranks=())):
-            with pytest.raises(KVTransferFailed, match="nothing is known of rank 1"):
+            with pytest.raises(KVTransferFailed, match="of 2 ranks, of 1 is known where they are"):
                 receiver.pull(handle, new_pool(1), TARGETS, said)
+        for absurd in (0, 1, 3, 1 << 40):
+            lying = msgspec.structs.replace(handle, num_ranks=absurd)
+            with pytest.raises(KVTransferFailed, match=f"of {absurd} ranks, of 2 is known"):
+                receiver.pull(lying, new_pool(1), TARGETS, export)
+        three = msgspec.structs.replace(export, ranks=export.ranks * 2)
+        with pytest.raises(KVTransferFailed, match="4 KV heads cannot be split over 3 ranks"):
+            receiver.pull(msgspec.structs.replace(handle, num_ranks=3), new_pool(1), TARGETS, three)
         lying = msgspec.structs.replace(handle, num_ranks=1)
         with pytest.raises(KVTransferFailed, match="another KV layout"):
-            receiver.pull(lying, new_pool(1), TARGETS, export)
-        for absurd in (3, 0):
-            lying = msgspec.structs.replace(handle, num_ranks=absurd)
-            with pytest.raises(KVTransferFailed, match=f"4 KV heads cannot be split over {absurd} ranks"):
-                receiver.pull(lying, new_pool(1), TARGETS, export)
+            receiver.pull(lying, new_pool(1), TARGETS, msgspec.structs.replace(export, ranks=()))
 
 
 def test_whoever_follows_must_be_like_us(shm_directory: Path) -> None:

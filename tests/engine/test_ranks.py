@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.decode_rows import DecodeRows
 from engine.loading import load
 from engine.model_runner import ModelRunner
 from engine.ranks import ROOT, Ranks
+from engine.step import DecodeStep
 from messages import ConfigError, DeviceError, RankLost, Role
 from tests.engine.rank_owner import runner_with, settings_for
 from tests.tiny_models import greedy, prefill_all, prompts, sequences_for, tiny_model, tiny_runner
@@ -54,9 +57,9 @@ def test_two_processes_say_what_one_does_and_end_with_it() -> None:
     with serving(2) as (runner, ranks):
         expected = greedy(tiny_runner(tiny_model("llama_even").path), PROMPTS, 6)
         assert greedy(runner, PROMPTS, 6, token_budget=16) == expected
-        ended = [psutil.Process(pid) for pid in ranks.pids]
+        (pid,) = ranks.pids
         store = Path(ranks._store_path).parent
-    assert not any(process.is_running() for process in ended)
+    assert is_gone(pid)
     assert not store.exists()
 
 
@@ -81,7 +84,25 @@ def test_a_rank_that_hangs_is_lost_in_time_and_nothing_is_left_of_the_others() -
         with pytest.raises(RankLost, match=r"a step of 4 ranks was not over within 1.5 s"):
             decode_for_ever(runner)
         assert time.monotonic() - began < 10
-        assert all(is_gone(pid) for pid in pids)
+        until(lambda: all(is_gone(pid) for pid in pids), "every rank is gone", deadline_s=2)
+
+
+def test_a_rank_0_that_hangs_itself_when_another_is_lost_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    exited = threading.Event()
+
+    def exit_with(code: int) -> None:
+        codes.append(code)
+        exited.set()
+
+    monkeypatch.setattr(os, "_exit", exit_with)
+    monkeypatch.setattr("engine.ranks._UNWIND_S", 0.2)
+    with serving(2) as (_, ranks), pytest.raises(RankLost):
+        rows = DecodeRows(token_ids=[1], positions=[0], slots=[0], block_tables=[[0]])
+        with ranks.step(DecodeStep(rows)):
+            os.kill(ranks.pids[0], signal.SIGKILL)
+            assert exited.wait(20)
+    assert codes == [1]
 
 
 def test_the_others_end_with_a_rank_0_that_is_killed() -> None:
