@@ -4,6 +4,7 @@ There is no default group: nothing global is set up, so a process can be in any 
 neither model nor step; who starts the ranks and notices their death is `engine/ranks.py`.
 """
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ class GroupCommunicator:
     """A `Communicator` over a process group. One thread at a time."""
 
     def __init__(self, shard: Shard, store: Store, device: torch.device, timeout_s: float) -> None:
-        """Returns when every rank has joined. After that the store is not used.
+        """Returns when every rank has joined.
 
         `timeout_s`: how long a rank waits for the others here, and in every step. Raises RuntimeError, of which
         torch's DistError is one, when one does not come.
@@ -62,6 +63,8 @@ def _gloo(shard: Shard, store: Store, timeout_s: float) -> Any:
 
 
 def _nccl(shard: Shard, store: Store, timeout_s: float) -> Any:
+    # By default its watchdog aborts the process; who is lost is `engine/ranks.py`'s to say.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)
     return dist.ProcessGroupNCCL(store, shard.rank, shard.num_ranks, options)

@@ -135,7 +135,8 @@ class Ranks:
         except RuntimeError as error:
             raise DeviceError(f"the {shard.num_ranks} ranks of this worker cannot connect: {error}") from error
         self._communicator = communicator
-        self._store_dir.cleanup()
+        if device.type == "cpu":  # Gloo has no more use for it; NCCL's watchdog may look at its store at any time
+            self._store_dir.cleanup()
         return communicator
 
     def num_blocks(self) -> int:
