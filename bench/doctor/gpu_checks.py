@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from bench.doctor import achieved, agreement, cuda_ipc, gpus, parity
+from bench.doctor import achieved, agreement, gpus, graphs, kv_pulls, parity
 from bench.doctor.check import Finding
 from bench.kernels.families import FAMILIES
 
@@ -16,7 +16,9 @@ TIME_LIMIT_S = 900.0  # of one check; each runs in a process of its own (child.p
 GPU_CHECKS: Mapping[str, GpuCheck] = {
     "GPUs": gpus.check,
     **{f"kernel {family}": partial(agreement.check, family=family) for family in FAMILIES},
-    "KV by CUDA IPC": cuda_ipc.check,
+    "KV by CUDA IPC": kv_pulls.check,
+    "KV by NCCL": partial(kv_pulls.check, network="nccl"),
+    "decode graphs": graphs.check,
     "greedy parity, float32": partial(parity.check, dtype=torch.float32),
     "greedy parity, bfloat16": partial(parity.check, dtype=torch.bfloat16),
     "roofline": achieved.check,

@@ -1,4 +1,4 @@
-"""`python -m bench.doctor.pool_owner DEVICE NUM_BLOCKS BLOCK_BYTES`: a prefill worker's end of a transfer, alone.
+"""`python -m bench.doctor.pool_owner DEVICE NUM_BLOCKS BLOCK_BYTES NETWORK`: a prefill worker's end of a transfer.
 
 Allocates and fills a pool on the device as a worker does, offers every block, and says how to reach them; at the first
 line on stdin it withdraws the offer and says so, at the end of stdin it ends.
@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from kv_transfer.local import start_driver
+from kv_transfer.network import start_exporters
 from kv_transfer.sender import KVSender
 from messages import KVHandle, PoolExport
 from settings import TransferSettings
@@ -38,16 +39,20 @@ def scattered(num_blocks: int, seed: int) -> list[int]:
 def main() -> None:
     """See the module."""
     device, num_blocks, block_bytes = torch.device(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    driver, place = start_driver(TransferSettings(), device)
+    settings = TransferSettings.model_validate({"network": sys.argv[4]})
+    driver, place = start_driver(settings, device)
     with KVSender.create("doctor-owner", num_blocks, block_bytes, LAYOUT, 1, driver) as sender:
         sender.buffer.copy_(contents(num_blocks, block_bytes).flatten())
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # an offer stands for blocks that are filled
-        export = sender.export(place.host_id, place.device)
+        exporters = start_exporters(settings, sender, driver)
+        export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
         _say(Offer(export, sender.offer("doctor", scattered(num_blocks, 1), 1)))
         if sys.stdin.readline():
             _say(sender.withdraw("doctor"))
             sys.stdin.read()
+        for exporter in exporters:
+            exporter.close()
 
 
 def _say(answer: object) -> None:

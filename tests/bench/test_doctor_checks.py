@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.doctor import achieved, agreement, cuda_ipc, parity
+from bench.doctor import achieved, agreement, graphs, kv_pulls, parity
 from bench.doctor.check import Finding, Verdict
 from bench.doctor.gpu_checks import GPU_CHECKS
 from bench.doctor.gpus import judge
@@ -21,8 +21,11 @@ from bench.kernels import interpreter
 from bench.kernels.families import FAMILIES, small_cases_of
 from bench.kernels.gpu_types import GPU_TYPES
 from cli.child import ROOT
+from engine.weights import load_model
+from kernels.gpu.table import gpu_ops
 from kv_transfer.receiver import KVReceiver
 from messages import KVHandle, PoolExport
+from tests.engine.test_decode_graphs import Recorder
 from tests.tiny_models import greedy, prompts, tiny_model, tiny_runner
 
 CPU = torch.device("cpu")
@@ -72,10 +75,37 @@ def test_a_time_beside_its_bound() -> None:
 
 def test_kv_gets_from_one_process_to_another() -> None:
     """The check itself, with shared memory in the place of CUDA IPC: `start_driver` chooses by device."""
-    own, pair = cuda_ipc.check(CPU, [CPU], num_blocks=32, block_bytes=5003)
+    own, pair = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=5003)
     assert (own.subject, own.verdict, own.said) == ("self-test on cpu", Verdict.OK, "shared_memory on cpu")
     assert (pair.subject, pair.verdict) == ("cpu -> cpu", Verdict.OK)
     assert pair.figures["gb_s"] > 0
+
+
+def test_kv_gets_through_a_process_group() -> None:
+    (pair,) = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=5003, network="nccl")
+    assert (pair.subject, pair.verdict) == ("cpu -> cpu", Verdict.OK), pair
+    assert pair.figures["gb_s"] > 0
+
+
+def test_one_gpu_has_no_peer_to_pair_with() -> None:
+    (alone,) = kv_pulls.check(CPU, [torch.device("cuda", 0)], num_blocks=4, block_bytes=64, network="nccl")
+    assert (alone.verdict, alone.said) == (Verdict.WARN, "there is no other GPU to pair with")
+
+
+def test_replayed_steps_beside_launched_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.weights.select_ops", lambda device, dtype: gpu_ops())
+    model = load_model(tiny_model("llama").path, torch.float32, CPU)
+    findings = list(graphs.compare(model, Recorder(), (1, 2), num_tokens=20, num_steps=1))
+    assert [finding.verdict for finding in findings] == [Verdict.OK] * 2
+    assert all(0 <= finding.figures["max_error"] < 1e-4 and finding.figures["replayed_ms"] > 0 for finding in findings)
+    logits = model.logits
+
+    def wrong_into_out(hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        return logits(hidden) if out is None else out.copy_(logits(hidden) + 1)
+
+    model.logits = wrong_into_out  # type: ignore[method-assign]
+    (found,) = graphs.compare(model, Recorder(), (1,), num_tokens=20, num_steps=1)
+    assert found.verdict is Verdict.FAIL
 
 
 def test_kv_that_arrives_wrong_or_too_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,15 +117,15 @@ def test_kv_that_arrives_wrong_or_too_late_is_found(monkeypatch: pytest.MonkeyPa
         into[block_ids[0], 3] ^= 1
 
     monkeypatch.setattr(KVReceiver, "pull", pull)
-    _, wrong, late = cuda_ipc.check(CPU, [CPU], num_blocks=4, block_bytes=64)
+    _, wrong, late = kv_pulls.check(CPU, [CPU], num_blocks=4, block_bytes=64)
     assert (wrong.verdict, wrong.said) == (Verdict.FAIL, "other bytes arrived than were offered")
     assert (late.verdict, late.said) == (Verdict.FAIL, "a withdrawn offer could still be pulled")
-    assert len(num_pulls) == cuda_ipc.NUM_PULLS + 2
+    assert len(num_pulls) == kv_pulls.NUM_PULLS + 2
 
 
 def test_an_owner_that_does_not_come_up_is_a_failure() -> None:
     nowhere = torch.device("cuda", 63)
-    failures = list(cuda_ipc.check(CPU, [nowhere], num_blocks=4, block_bytes=64))
+    failures = list(kv_pulls.check(CPU, [nowhere], num_blocks=4, block_bytes=64))
     assert [failure.verdict for failure in failures] == [Verdict.FAIL] * 2
     assert [failure.subject for failure in failures] == ["self-test on cuda:63", "from cuda:63"]
 

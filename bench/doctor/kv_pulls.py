@@ -1,7 +1,8 @@
 """Whether KV gets from every GPU to every GPU, between two processes, by the very code that workers use.
 
 For each GPU an owner process (pool_owner.py) offers a pool on it, and this process pulls it to each GPU: the bytes are
-compared, the time taken, and a withdrawn offer must be refused. On a CPU the same goes through shared memory.
+compared, the time taken, and a withdrawn offer must be refused. By CUDA IPC, or by NCCL where that is asked for; on a
+CPU the same goes through shared memory, or Gloo.
 """
 
 import statistics
@@ -10,13 +11,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import msgspec
 import torch
 
 from bench.doctor.check import Finding, Verdict, attempt
 from bench.doctor.pool_owner import LAYOUT, Offer, contents, scattered
+from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.local import start_driver
+from kv_transfer.network import network_kind, start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.self_test import self_test
 from messages import KVTransferFailed
@@ -32,14 +36,23 @@ def check(
     devices: Sequence[torch.device] | None = None,
     num_blocks: int = NUM_BLOCKS,
     block_bytes: int = BLOCK_BYTES,
+    network: Literal["none", "nccl"] = "none",
 ) -> Iterator[Finding]:
     """The self-test that workers start with on each of `devices` (all GPUs), then a line per ordered pair of them."""
     if devices is None:
         devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    for one in devices:
-        yield from attempt(f"self-test on {one}", partial(_self_test, one))
+    settings = TransferSettings(network=network)
+    if network == "none":
+        for one in devices:
+            yield from attempt(f"self-test on {one}", partial(_self_test, one))
     for source in devices:
-        yield from attempt(f"from {source}", partial(_pulls_from, source, devices, num_blocks, block_bytes))
+        # NCCL pairs no GPU with itself.
+        targets = [one for one in devices if network == "none" or one != source or one.type == "cpu"]
+        if targets:
+            check_pulls = partial(_pulls_from, source, targets, num_blocks, block_bytes, settings)
+            yield from attempt(f"from {source}", check_pulls)
+        else:
+            yield Finding(f"from {source}", Verdict.WARN, "there is no other GPU to pair with")
 
 
 def _self_test(device: torch.device) -> Iterator[Finding]:
@@ -50,9 +63,14 @@ def _self_test(device: torch.device) -> Iterator[Finding]:
 
 
 def _pulls_from(
-    source: torch.device, targets: Sequence[torch.device], num_blocks: int, block_bytes: int
+    source: torch.device,
+    targets: Sequence[torch.device],
+    num_blocks: int,
+    block_bytes: int,
+    settings: TransferSettings,
 ) -> Iterator[Finding]:
-    command = [sys.executable, "-m", "bench.doctor.pool_owner", str(source), str(num_blocks), str(block_bytes)]
+    owner_arguments = [str(source), str(num_blocks), str(block_bytes), settings.network]
+    command = [sys.executable, "-m", "bench.doctor.pool_owner", *owner_arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdin is not None and owner.stdout is not None
         said = owner.stdout.readline()
@@ -63,12 +81,19 @@ def _pulls_from(
         receivers = []
         for target in targets:
             subject = f"{source} -> {target}"
-            driver, place = start_driver(TransferSettings(), target)
-            if target.type == "cuda" and offer.export.device not in place.readable | {place.device}:
+            driver, place = start_driver(settings, target)
+            if (
+                settings.network == "none"
+                and target.type == "cuda"
+                and offer.export.device not in place.readable | {place.device}
+            ):
                 remedy = "workers on these two need PDQ_KV_TRANSFER__NETWORK, or other GPUs"
                 yield Finding(subject, Verdict.WARN, "no peer access: cuda_ipc cannot carry KV between them", remedy)
                 continue
-            receiver = KVReceiver(LAYOUT, block_bytes, driver, place=place, require=driver.kind)
+            cut = whole_blocks(block_bytes)
+            pullers = start_pullers(settings, f"doctor-{target}", driver)(LAYOUT, cut)
+            require = network_kind(settings, target) or driver.kind
+            receiver = KVReceiver(LAYOUT, block_bytes, driver, network=pullers, place=place, require=require)
             receivers.append((subject, target, receiver))
             yield from attempt(subject, partial(_pull, subject, target, receiver, offer, num_blocks, block_bytes))
         owner.stdin.write(b"withdraw\n")
