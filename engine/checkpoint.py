@@ -17,6 +17,7 @@ from messages import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
 SMALL_TENSOR_BYTES = 64 << 10
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Checkpoint:
@@ -50,9 +51,15 @@ class Checkpoint:
         return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
 
     def take(
-        self, name: str, shape: tuple[int, ...], rows: range | None = None, columns: range | None = None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        rows: range | None = None,
+        columns: range | None = None,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
     ) -> Tensor:
-        """The tensor, which must have that shape, or some rows (and columns) of it: nothing else of it is read."""
+        """The tensor, which must have that shape and be of one of these types, or some rows (and columns) of it:
+        nothing else of it is read."""
         if name not in self._file_of:
             raise ModelError(f"{self.model_dir} lacks the tensor {name}, which its config.json asks for")
         if self.shape(name) != shape:
@@ -60,11 +67,16 @@ class Checkpoint:
         if name in self._left:
             self._left.discard(name)
             self._taken_elements += math.prod(shape)
-        rows = range(shape[0]) if rows is None else rows
-        parts = [slice(part.start, part.stop) for part in (rows, columns) if part is not None]
-        tensor: Tensor = self._files[self._file_of[name]].get_slice(name)[tuple(parts)]
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ModelError(f"{self.model_dir}: {name} is {tensor.dtype}; float32, bfloat16 and float16 are supported")
+        file = self._files[self._file_of[name]]
+        if rows is None and columns is None:
+            tensor: Tensor = file.get_tensor(name)
+        else:
+            rows = range(shape[0]) if rows is None else rows
+            parts = [slice(part.start, part.stop) for part in (rows, columns) if part is not None]
+            tensor = file.get_slice(name)[tuple(parts)]
+        if tensor.dtype not in dtypes:
+            supported = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ModelError(f"{self.model_dir}: {name} is {tensor.dtype}; {supported} is supported")
         return tensor
 
     def untaken(self) -> list[str]:

@@ -64,6 +64,11 @@ def load_part(
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)
     model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"), communicator)
+    quantization = model.config.quantization
+    if quantization is not None and device.type == "cpu":
+        report(
+            f"the {quantization.format} weights are dequantized to {str(model.dtype).removeprefix('torch.')} on a CPU"
+        )
     layout = KVLayout(
         num_layers=model.config.num_layers,
         num_kv_heads=model.num_kv_heads,

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.quantization import Quantization
 from engine.rope_scaling import RopeScaling
 from messages import ModelError
 
@@ -76,9 +77,10 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     tie_word_embeddings: bool
-    dtype: str  # of the checkpoint: float32, bfloat16 or float16
+    dtype: str  # of the checkpoint, quantized weights apart: float32, bfloat16 or float16
     eos_token_ids: tuple[int, ...]
     reward_head: RewardHead | None = None
+    quantization: Quantization | None = None
     reward_token_id: int | None = None  # the token at which the reward is read, where the config names one
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json as it stands
 
@@ -147,6 +149,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         dtype=_dtype(config),
         eos_token_ids=_token_ids(config.get("eos_token_id") if eos is None else eos),
         reward_head=reward_head,
+        quantization=_quantization(config, architecture, family),
         reward_token_id=config.get("reward_token_id"),
         generation_defaults=generation,
     )
@@ -177,9 +180,15 @@ def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ModelError(f"{architecture} with hidden_act {activation!r} is not supported; silu is")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "of some kind")
-        raise ModelError(f"weights quantized ({method}) are not supported; use the float32, bfloat16 or float16 model")
+
+
+def _quantization(config: dict[str, Any], architecture: str, family: Family) -> Quantization | None:
+    said = config.get("quantization_config")
+    if not said:
+        return None
+    if family.names is TensorNames.INTERNLM2:
+        raise ModelError(f"quantized weights of {architecture} are not supported; use its float weights")
+    return Quantization.from_config(said)
 
 
 def _sliding_windows(config: dict[str, Any], family: Family, num_layers: int) -> tuple[int | None, ...]:

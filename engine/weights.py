@@ -14,8 +14,11 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint
 from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
 from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.quantization import WeightFormat
+from engine.quantized_weights import is_quantized, take_quantized
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
 from kernels.ops import Ops, select_ops
+from kernels.quantized_linear import QuantizedWeight, concatenated, dequantize
 from messages import ModelError
 
 # Buffers that old transformers wrote; we compute them.
@@ -49,7 +52,7 @@ def load_model(
             communicator,
         )
         weights = loader.load()
-    unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config)]
+    unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config, checkpoint)]
     if unexpected:
         raise ModelError(f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}")
     if progress is not None:
@@ -57,9 +60,12 @@ def load_model(
     return Model(config, weights, loader.ops, dtype, device, checkpoint.hash(), communicator)
 
 
-def _may_be_ignored(name: str, config: ModelConfig) -> bool:
+def _may_be_ignored(name: str, config: ModelConfig, checkpoint: Checkpoint) -> bool:
     if name.endswith(IGNORED_SUFFIXES):
         return True
+    if config.quantization is not None and config.quantization.format is WeightFormat.GPTQ and name.endswith(".bias"):
+        # Some tools write a bias of zeros where the model has none.
+        return not checkpoint.take(name, checkpoint.shape(name)).any()
     # A reward model may carry the language head it was trained from, and a tied head may be stored all the same.
     return name in ("lm_head.weight", "output.weight") and (config.is_reward or config.tie_word_embeddings)
 
@@ -81,7 +87,7 @@ class _Loader:
         self.dtype, self.device, self.progress = dtype, device, progress
         self.is_internlm2 = config.names is TensorNames.INTERNLM2
         self.slice = ModelSlice.of(config, communicator.shard)
-        self.is_first_rank = communicator.shard.rank == 0
+        self.is_first_rank, self.num_ranks = communicator.shard.rank == 0, communicator.shard.num_ranks
         self.head_rows = _elements(self.slice.heads, config.head_dim)  # of the queries; columns of the output
 
     def load(self) -> ModelWeights:
@@ -151,28 +157,55 @@ class _Loader:
                 vocab = self.slice.vocab
                 return (self.language_head(embedding[vocab.start : vocab.stop]),)
             case None:
-                name = "output.weight" if self.is_internlm2 else "lm_head.weight"
-                rows = self.checkpoint.take(name, (config.vocab_size, hidden), self.slice.vocab)
+                name = "output" if self.is_internlm2 else "lm_head"
+                quantized = self.quantized([(name, config.vocab_size)], hidden)
+                if quantized is not None:
+                    return (Linear(quantized),)
+                rows = self.matrix(name, (config.vocab_size, hidden), self.slice.vocab)
                 return (self.language_head(rows.clone()),)
 
     def fused(self, parts: Sequence[tuple[str, int, Sequence[range]]], bias: bool) -> Linear:
         """One linear of the hidden state, outputs in the order given. parts: name, all its outputs, which of them."""
         hidden = self.config.hidden_size
-        weight = torch.cat(
-            [
-                self.checkpoint.take(f"{name}.weight", (size, hidden), rows)
-                for name, size, ranges in parts
-                for rows in ranges
-            ]
-        )
-        if not bias:
-            return self.linear(weight, None)
-        return self.linear(
-            weight,
-            torch.cat(
+        joined = None
+        if bias:
+            joined = torch.cat(
                 [self.checkpoint.take(f"{name}.bias", (size,), rows) for name, size, ranges in parts for rows in ranges]
-            ),
+            )
+        quantized = self.quantized([(name, size) for name, size, _ in parts], hidden)
+        if quantized is not None:
+            return Linear(quantized, None if joined is None else joined.to(self.device, self.dtype))
+        weight = [self.matrix(name, (size, hidden), rows) for name, size, ranges in parts for rows in ranges]
+        return self.linear(torch.cat(weight), joined)
+
+    def quantized(self, parts: Sequence[tuple[str, int]], in_size: int) -> QuantizedWeight | None:
+        """One linear of the named ones as kernels multiply by it; None where one is not quantized, or no kernel does.
+
+        parts: name, outputs.
+        """
+        quantization = self.config.quantization
+        if quantization is None or not self.ops.takes_quantized:
+            return None
+        if not all(is_quantized(self.checkpoint, quantization, name) for name, _ in parts):
+            return None
+        if self.num_ranks > 1:
+            raise ModelError(
+                f"{quantization.format} weights cannot be cut into ranks on a GPU; set TENSOR_PARALLEL to 1"
+            )
+        return concatenated(
+            [take_quantized(self.checkpoint, quantization, name, size, in_size, self.device) for name, size in parts]
         )
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], rows: range | None = None, columns: range | None = None
+    ) -> Tensor:
+        """The weight of a linear, or some of its rows or columns; dequantized where it is quantized."""
+        quantization = self.config.quantization
+        if quantization is None or not is_quantized(self.checkpoint, quantization, name):
+            return self.checkpoint.take(f"{name}.weight", shape, rows, columns)
+        weight = dequantize(take_quantized(self.checkpoint, quantization, name, *shape, self.device), self.dtype)
+        rows, columns = rows or range(shape[0]), columns or range(shape[1])
+        return weight[rows.start : rows.stop, columns.start : columns.stop]
 
     def gate_up(self, gate: str, up: str) -> Linear:
         size, rows = self.config.intermediate_size, [self.slice.intermediate]
@@ -181,8 +214,11 @@ class _Loader:
     def summand(self, name: str, in_size: int, columns: range, bias: bool) -> Linear:
         """The part of a linear to the hidden state that takes these inputs; all ranks' parts add up to it."""
         hidden = self.config.hidden_size
-        weight = self.checkpoint.take(f"{name}.weight", (hidden, in_size), columns=columns)
         whole_bias = self.checkpoint.take(f"{name}.bias", (hidden,)) if bias else None
+        quantized = self.quantized([(name, hidden)], in_size)
+        if quantized is not None:
+            return Linear(quantized, None if whole_bias is None else whole_bias.to(self.device, self.dtype))
+        weight = self.matrix(name, (hidden, in_size), columns=columns)
         return self.linear(weight.clone(), whole_bias if self.is_first_rank else None)  # added once
 
     def whole(self, name: str, size: int, bias: bool) -> Linear:

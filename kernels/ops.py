@@ -16,9 +16,10 @@ from torch import Tensor
 from kernels import cpu_build, packed_linear, reference
 from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
 from kernels.packed_linear import TwofoldWeight
+from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
-LinearWeight = Tensor | TwofoldWeight | PanelWeight
+LinearWeight = Tensor | TwofoldWeight | PanelWeight | QuantizedWeight
 
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
@@ -40,6 +41,8 @@ class Ops:
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
     needs_clean_tails: bool = True
+    # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
+    takes_quantized: bool = False
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -18,6 +18,8 @@ from settings import QueueSettings, RedisSettings, StreamSettings
 
 # Read by `triton.jit` when a kernel is defined: kernels run under the interpreter here, as there is no GPU for them.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Two test processes on two cores: with two threads each, waiting at barriers made some tests ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 OpenTestBroker = Callable[..., AbstractAsyncContextManager[Broker]]
 

@@ -14,6 +14,9 @@ FAMILIES = (
     "block_copy",
     "sampling",
     "logits_bitmask",
+    "split_k",
+    "int4_linear",
+    "fp8_linear",
 )
 
 

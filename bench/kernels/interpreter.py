@@ -58,7 +58,8 @@ def watched(*tensors: Tensor) -> Iterator[None]:
     """Inside, kernels may touch the storages of `tensors` and of whatever torch allocates meanwhile, nothing else."""
     allocations: list[Tensor] = list(tensors)
     factories = {
-        name: getattr(torch, name) for name in ("empty", "zeros", "full", "empty_like", "zeros_like", "tensor")
+        name: getattr(torch, name)
+        for name in ("empty", "zeros", "full", "empty_like", "zeros_like", "tensor", "index_select")
     }
 
     def recording(factory: Any) -> Any:

@@ -156,7 +156,7 @@ def test_reward_models_are_told_by_architecture(tmp_path: Path, changes: dict[st
         ({"architectures": ["LlamaForRewardModel"]}, r"of reward models InternLM2ForRewardModel"),
         ({"architectures": ["LlamaForSequenceClassification"]}, r"2 labels; only one"),
         ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported; silu is"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, r"quant_method 'hqq' are not supported; 'fp8' or"),
         ({"rope_scaling": {"type": "su"}}, r"rope type 'su' is not supported; default, linear"),
         ({"rope_scaling": {"type": "linear"}}, r"'linear' needs a factor"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"differ between layer types"),

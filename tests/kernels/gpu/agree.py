@@ -52,9 +52,13 @@ def _listed(outputs: Outputs) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
+def _bytes(values: Tensor) -> Tensor:
+    return values.contiguous().view(-1).view(torch.uint8)
+
+
 def _assert_close(ours: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert ours.dtype == wanted.dtype and ours.shape == wanted.shape
     if tolerance == 0:
-        assert torch.equal(ours.contiguous().view(torch.uint8), wanted.contiguous().view(torch.uint8))
+        assert torch.equal(_bytes(ours), _bytes(wanted))
     else:
         torch.testing.assert_close(ours.double(), wanted.double(), atol=tolerance, rtol=tolerance)
