@@ -18,7 +18,7 @@ from engine.quantization import Quantization, WeightFormat
 from engine.weights import load_model
 from kernels.ops import PrefillMeta, plain_ops
 from kernels.quantized_linear import weight_only_linear
-from messages import ModelError
+from messages import ModelError, Role
 from settings import ModelSettings, Settings
 from tests.quantized_models import CONFIGS, awq_config, compressed_config, gptq_config, quantized_model
 
