@@ -3,7 +3,8 @@
 Twin: `quantized_linear.weight_only_linear`. The outputs are the rows of the tensor-core product and the tokens its
 columns, so that the weight, taken apart in registers, is the operand that may come from there, and few tokens waste
 little. A mask gives two codes as the low bits of two 16-bit floats of a known exponent; less the zero point, which is
-stored in the same way, they are exact. Scales multiply the sums of a group, in float32: nothing is rounded but the sum.
+stored in the same way, they are exact. For few tokens the scales multiply the sums of a group, in float32, which is
+cheaper and rounds nothing but the result; for many they multiply the weights.
 
 Few tokens are bound by memory (half a byte per weight), many by arithmetic. Weights are read once per tile of tokens,
 16 bytes at a time and some tiles ahead; the programs that share a tile of weights are neighbours in the grid.
@@ -139,15 +140,15 @@ def tile_shape(num_tokens: int, element_bytes: int, capability: int) -> TileShap
     if element_bytes == 4:
         # Float32 has no tensor cores here and is for comparisons.
         return TileShape(16, 32, 1, 4)
-    tokens = min(128, max(16, triton.next_power_of_2(num_tokens)))
-    if tokens == 16:
-        return TileShape(16, 64, 4, 4) if capability < 90 else TileShape(16, 128, 3, 8)
-    if capability // 10 == 10:
+    generation = capability // 10
+    if num_tokens <= 16:
+        few = {8: TileShape(16, 64, 3, 4), 10: TileShape(16, 128, 4, 4)}
+        return few.get(generation, TileShape(16, 128, 3, 8))
+    tokens = 64 if num_tokens <= 64 else 128
+    if generation == 10:
         # Triton gives every product of the loop's body tensor memory of its own: eight of 64 tokens do not fit.
         return TileShape(tokens, 128, 2, 8, joined=True)
-    if tokens == 32:
-        return TileShape(32, 64, 4, 4)
-    return TileShape(tokens if capability // 10 == 9 else 64, 128, 2, 8)
+    return TileShape(tokens if generation == 9 else 64, 128, 2, 8)
 
 
 def int4_linear(
