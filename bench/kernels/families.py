@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from bench.kernels.case import KernelCase
+from bench.kernels.case import CAPABILITIES, KernelCase
 
 FAMILIES = (
     "rms_norm",
@@ -24,6 +24,20 @@ def cases_of(family: str) -> list[KernelCase]:
     """The production shapes of one family: what is compiled, timed and checked on a GPU."""
     cases: list[KernelCase] = import_module(f"bench.kernels.{family}").cases()
     return cases
+
+
+def compiled_for(family: str, capability: int, is_half: bool = False) -> list[KernelCase]:
+    """The cases of one family that a capability runs.
+
+    Half of it, for a test that may not take the two minutes of all: the first case, which is on every capability, and
+    of the others every second, so that each is on two of the four.
+    """
+    place = CAPABILITIES.index(capability)
+    return [
+        case
+        for index, case in enumerate(cases_of(family))
+        if capability in case.capabilities and not (is_half and index and (index + place) % 2)
+    ]
 
 
 def small_cases_of(family: str) -> list[KernelCase]:

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from bench.kernels.case import CAPABILITIES
-from bench.kernels.families import FAMILIES, cases_of
+from bench.kernels.families import FAMILIES, cases_of, compiled_for
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, Any]]:
-    """What `python -m bench.kernels` says of every case, without the interpreter that this process has."""
+    """What `python -m bench.kernels` says, without the interpreter that this process has. CI compiles the other half."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.kernels", "compile"]
+    command = [sys.executable, "-m", "bench.kernels", "compile", "--half"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 1), done.stderr  # 1: there are faults, which the tests tell apart
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -31,7 +31,8 @@ def records() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_machine_code(records: list[dict[str, Any]], family: str, capability: int) -> None:
     mine = [record for record in records if (record["family"], record["capability"]) == (family, capability)]
-    wanted = [case.name for case in cases_of(family) if capability in case.capabilities]
+    wanted = [case.name for case in compiled_for(family, capability, is_half=True)]
+    assert wanted or all(capability not in case.capabilities for case in cases_of(family))
     assert [record["case"] for record in mine] == wanted
     assert [fault for record in mine for fault in record["faults"]] == []
 
