@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, Any]]:
-    """What `python -m bench.kernels` says, without the interpreter that this process has. CI compiles the other half."""
+    """What `python -m bench.kernels` says, without the interpreter that this process has. CI compiles all cases."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.kernels", "compile", "--half"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
