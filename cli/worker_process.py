@@ -30,6 +30,7 @@ def run_worker(settings: Settings, role: Role, work: Work) -> None:
 async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ranks: int, work: Work) -> None:
     from engine.loading import load
     from engine.ranks import Ranks
+    from engine.threads import on_passing_thread
 
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
@@ -40,7 +41,7 @@ async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ran
             if num_ranks > 1:
                 module = f"{board.role}_worker.rank"
                 ranks = Ranks.start(module, num_ranks, board.worker_id, num_threads, settings)
-            loaded = await asyncio.to_thread(load, settings, board.role, num_threads, board.say, ranks)
+            loaded = await on_passing_thread(load, settings, board.role, num_threads, board.say, ranks)
             await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
             working = asyncio.ensure_future(work(settings, board, broker, heartbeat, loaded))
             if ranks is not None:

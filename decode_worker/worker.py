@@ -26,6 +26,7 @@ from engine.loading import LoadedModel, decode_graphs
 from engine.model_runner import ModelRunner, alone
 from engine.sampler import Sampled
 from engine.sequence import Sequence
+from engine.threads import on_passing_thread
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import sweep_segments
 from messages import (
@@ -307,15 +308,15 @@ async def work(
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
-    pool = KVPool.allocate(layout, num_blocks, model.device)
-    receiver = start_receiver(settings.kv_transfer, board.worker_id, loaded)
+    pool = await on_passing_thread(KVPool.allocate, layout, num_blocks, model.device)
+    receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
     if ranks is not None:
         ranks.serve(num_blocks)
     board.read_transfers = lambda: receiver.counts
     # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
     heartbeat.on_tick += [sweep_segments, receiver.prune]
     try:
-        graphs = await asyncio.to_thread(decode_graphs, settings, model, pool, board.say)
+        graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)

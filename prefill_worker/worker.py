@@ -24,6 +24,7 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence
+from engine.threads import on_passing_thread
 from kv_transfer.local import start_driver
 from kv_transfer.network import start_exporters
 from kv_transfer.segment import sweep_segments
@@ -283,7 +284,7 @@ async def work(
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
-    self_test(driver)
+    await on_passing_thread(self_test, driver)
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
     sender = KVSender.create(
         board.worker_id,
