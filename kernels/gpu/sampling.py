@@ -291,8 +291,8 @@ def _finish_kernel(
             limit = tl.where(top_p < 1.0, (total.to(tl.float64) * top_p).to(tl.int64), _NO_LIMIT)
             top_k = tl.load(top_k_ptr + row)
             lowest = largest + tl.load(lowest_ptr + row)
-            # The first of all ids has nothing before it and is always kept.
-            while (count >= top_k) | (mass > limit) | (tried < lowest):
+            # The first of all ids is kept whatever the limits: a loop on a GPU must end.
+            while (count > 0) & ((count >= top_k) | (mass > limit) | (tried < lowest)):
                 tried_id = best_id
                 tried = tl.load(x_row + tried_id)
                 _, count, mass, _, best_id = _weigh(

@@ -70,17 +70,43 @@ def test_logarithms_of_two_libraries_differ_by_less_than_neighbouring_noise() ->
 @given(data=st.data(), vocab_size=st.sampled_from([3, 40, 130]), seed=st.integers(0, 2**31))
 @settings(max_examples=30, deadline=None)
 def test_edits_are_the_penalties_and_the_temperature(data: st.DataObject, vocab_size: int, seed: int) -> None:
-    batch = data.draw(st.lists(rows(vocab_size), max_size=4))
+    batch = data.draw(st.lists(rows(vocab_size), min_size=1, max_size=4))
     logits = logits_of([data.draw(st.sampled_from(KINDS)) for _ in batch], vocab_size + 3, seed)[:, :vocab_size]
-    inputs = sampling_inputs(batch, vocab_size, CPU) if batch else None
+    assert_edited(logits, batch)
+
+
+EVERYTHING = {
+    "logit_bias": {2: 4.0, 5: -1.0},
+    "allowed_token_ids": (1, 2, 5, 99),
+    "presence_penalty": 0.3,
+    "frequency_penalty": 0.7,
+    "repetition_penalty": 1.3,
+    "input_penalty": True,
+    "exponential_decay_length_penalty": (1, 1.5),
+    "min_new_tokens": 9,
+}
+
+
+@pytest.mark.parametrize(
+    "names", [*([name] for name in EVERYTHING if name != "input_penalty"), list(EVERYTHING)], ids=str
+)
+def test_each_edit(names: list[str]) -> None:
+    params: dict[str, Any] = {name: EVERYTHING[name] for name in names}
+    batch = [SamplingRow(SamplingParams(0, **params), (4, 5), (1, 2, 1), (2, 6))] * 3
+    logits = logits_of(["smooth", "ties", "masked"], 10, 1)
+    assert not torch.equal(assert_edited(logits, batch), logits)
+
+
+def assert_edited(logits: Tensor, batch: list[SamplingRow]) -> Tensor:
+    inputs = sampling_inputs(batch, logits.shape[1], CPU)
+    with watched(logits, *tensors_of(inputs)):
+        edited = sampling.edit(logits, inputs)
     wanted = logits.clone()
     apply_penalties(wanted, batch)
     for own, row in zip(wanted, batch, strict=True):
         own.div_(torch.tensor(1.0 if is_greedy(row.params) else row.params.temperature))
-    if inputs is not None:
-        with watched(logits, *tensors_of(inputs)):
-            edited = sampling.edit(logits, inputs)
-        torch.testing.assert_close(edited, wanted, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(edited, wanted, rtol=0, atol=0, equal_nan=True)
+    return edited
 
 
 def tensors_of(inputs: sampling.SamplingInputs) -> list[Tensor]:
@@ -120,6 +146,14 @@ def test_the_choice_does_not_depend_on_tiles(
     out = chosen(scaled, batch, *tiles)
     ours = to_sampled([int(token_id) for token_id, _ in out], [logprob for _, logprob in out])
     assert_same_choices(ours, sample(scaled, batch))
+
+
+def test_an_id_whose_mass_before_it_is_the_very_limit_is_kept() -> None:
+    batch = [SamplingRow(SamplingParams(seed, True, top_p=0.5), (), (), ()) for seed in range(20)]
+    scaled = torch.zeros(20, 4)
+    token_ids = [int(token_id) for token_id, _ in chosen(scaled, batch, 16, 16)]
+    assert set(token_ids) == {0, 1, 2}
+    assert token_ids == [one.token_id for one in sample(scaled, batch)]
 
 
 def test_a_narrow_limit_on_flat_logits_takes_many_trials() -> None:
