@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models
@@ -74,11 +74,13 @@ def test_sentencepiece_equals_the_whole(groups: list[list[int]], output: OutputP
 
 
 @given(st.lists(st.integers(3, 258), max_size=20))
+@example([240, 163])
 def test_broken_bytes_become_replacement_characters_and_never_stop_the_stream(token_ids: list[int]) -> None:
     text = "".join(incremental(SENTENCEPIECE, token_ids, OutputParams()))
     # The blank that sentencepiece puts first is stripped, whatever it came from.
     expected = bytes(token_id - 3 for token_id in token_ids).decode(errors="replace").removeprefix(" ")
-    assert expected in (text, text + "\ufffd")
+    # An unfinished character at the end is not written; of a surrogate's first two bytes Python makes two.
+    assert expected in (text, text + "\ufffd", text + "\ufffd\ufffd")
 
 
 @pytest.mark.parametrize("library", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte_level", "sentencepiece"])
