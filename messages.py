@@ -129,6 +129,14 @@ class Phase(StrEnum):
     DECODING = "decoding"
 
 
+class Priority(StrEnum):
+    """Which waiting request goes first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
 class WorkerState(StrEnum):
     """Where a worker process is in its life."""
 
@@ -180,6 +188,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     kind: Literal["generate", "score"] = "generate"
     api_id: str = ""  # whose relay stream gets the tokens
     created_ms: int = 0  # Unix time
+    owner: str = ""  # id of the API key that made it; empty where no keys are asked for
+    is_detached: bool = False  # goes on when its client leaves
+    priority: Priority = Priority.NORMAL
+    deadline_ms: int = 0  # Unix time after which nobody waits for it; 0: none
 
 
 class PrefillJob(msgspec.Struct, frozen=True, array_like=True):

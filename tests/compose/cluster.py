@@ -16,13 +16,14 @@ FILES = ("-f", "compose.yaml", "-f", "compose.cpu.yaml")
 
 # Runs in the api container: one JSON line with the workers that are ready.
 _LIST_WORKERS = """
-import asyncio, json, msgspec
+import asyncio, msgspec
 from broker.client import open_broker
 from settings import load_settings
 async def main():
     settings = load_settings()
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        print(json.dumps([msgspec.structs.asdict(status) for status in await broker.registry.live()]))
+        live = [msgspec.structs.asdict(status) for status in await broker.registry.live()]
+        print(msgspec.json.encode(live).decode())
 asyncio.run(main())
 """
 
