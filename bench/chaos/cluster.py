@@ -23,7 +23,7 @@ import httpx
 
 from bench.chaos.event_source import Address
 from bench.chaos.gates import Gates
-from bench.chaos.role import PRELOAD, play
+from bench.chaos.role import PRELOAD, Stage, play
 from bench.chaos.toy_model import write_toy_model
 from broker.client import Broker, open_broker
 from broker.job_queue import JobQueue
@@ -85,6 +85,7 @@ class ChaosCluster:
 
     def __init__(self, num: int, step_s: float, settings: dict[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pdq-chaos-"))
+        self.shm = Path(tempfile.mkdtemp(prefix="chaos-", dir="/dev/shm"))
         self.gates = Gates(self.folder / "gates")
         self.step_s = step_s
         self.members = [
@@ -104,7 +105,6 @@ class ChaosCluster:
             **(settings or {}),
         }
         self._redis: subprocess.Popen[bytes] | None = None
-        self._segments_before = _segments()
         self._stack = AsyncExitStack()
         self._broker: Broker | None = None
 
@@ -137,6 +137,7 @@ class ChaosCluster:
         if self._redis is not None:
             self._redis.kill()
             self._redis.wait()
+        shutil.rmtree(self.shm)
         if error is None:
             shutil.rmtree(self.folder)
 
@@ -146,7 +147,9 @@ class ChaosCluster:
         """Fill the place."""
         environment = self._environment | {"PDQ_API__PORT": str(member.port)}
         log = self.folder / f"{member.role}-{member.number}.log"
-        member.process = self.fork(play, (member.role, environment, log, self.folder / "gates", self.step_s))
+        member.process = self.fork(
+            play, (member.role, environment, Stage(log, self.folder / "gates", self.shm, self.step_s))
+        )
         member.num_starts += 1
 
     def fork(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> multiprocessing.process.BaseProcess:
@@ -223,7 +226,7 @@ class ChaosCluster:
             missing_workers=max(0, len(pids) - len(ready)) + sum(not member.pid for member in self.members),
             queued_jobs=sum([await queue.depth() for queue in queues]),
             active_choices=len(await broker.requests.loads()),
-            extra_segments=len(_segments() - self._segments_before) - num_pools,
+            extra_segments=len(list(self.shm.iterdir())) - num_pools,
         )
 
     async def wait_clean(self, within_s: float) -> Census:
@@ -259,11 +262,6 @@ async def wait_for(condition: Callable[[], Awaitable[bool]], within_s: float, wh
         if time.monotonic() > give_up:
             raise ChaosFailed(f"not within {within_s:g} s: {what}")
         await asyncio.sleep(POLL_S)
-
-
-def _segments() -> set[str]:
-    """Our shared memory on this machine."""
-    return {path.name for path in Path("/dev/shm").glob("pdq-*")}
 
 
 def _free_port() -> int:

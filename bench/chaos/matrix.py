@@ -74,15 +74,25 @@ def cells() -> Iterator[Cell]:
                 yield Cell(target, phase, fault)
 
 
-async def matrix(cluster: ChaosCluster, which: list[Cell], on_end: Callable[[CellResult], None]) -> list[CellResult]:
-    """Run `which` in order. `on_end` is called after each."""
-    truth, _ = await learn_truth(cluster)
-    results = []
-    for number, cell in enumerate(which):
-        story = number % len(truth)
-        problem = await run_cell(cluster, cell, f"cell-{number}", stories()[story], truth[story])
-        results.append(CellResult(cell, problem))
-        on_end(results[-1])
+async def matrix(
+    clusters: list[ChaosCluster], which: list[Cell], on_end: Callable[[CellResult], None]
+) -> list[CellResult]:
+    """Run `which`, a cell in each cluster at a time. `on_end` is called after each."""
+    left = list(enumerate(which))
+    results: list[CellResult] = []
+
+    async def run(cluster: ChaosCluster) -> None:
+        truth, _ = await learn_truth(cluster)
+        while left:
+            number, cell = left.pop(0)
+            story = number % len(truth)
+            problem = await run_cell(cluster, cell, f"cell-{number}", stories()[story], truth[story])
+            results.append(CellResult(cell, problem))
+            on_end(results[-1])
+
+    async with asyncio.TaskGroup() as tasks:
+        for cluster in clusters:
+            tasks.create_task(run(cluster))
     return results
 
 

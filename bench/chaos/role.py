@@ -8,24 +8,39 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.chaos.gates import Gates, Phase
+from kv_transfer.segment import sweep_segments
+from kv_transfer.shared_memory import ShmDriver
 
 # What the fork server imports once.
 PRELOAD = ["bench.chaos.role", "cli.roles", "api.server", "prefill_worker.worker", "decode_worker.worker"]
 
 
-def play(role: str, environment: Mapping[str, str], log: Path, gates: Path, step_s: float) -> None:
-    """Be `pdq ROLE` in this process; each decode step takes `step_s` longer."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a process plays."""
+
+    log: Path
+    gates: Path
+    shm: Path  # stands for /dev/shm, so that what one cluster leaves there is told from another's
+    step_s: float  # by how much a decode step is longer
+
+
+def play(role: str, environment: Mapping[str, str], stage: Stage) -> None:
+    """Be `pdq ROLE` in this process."""
     os.setsid()
     os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(stage.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    for function in (ShmDriver.__init__, sweep_segments):
+        function.__defaults__ = (stage.shm,)
     if role != "api":
-        _put_doors(role, Gates(gates), step_s)
+        _put_doors(role, Gates(stage.gates), stage.step_s)
     from cli.__main__ import app
 
     app([role])
