@@ -6,7 +6,7 @@ Knows how the HTTP side is put together; opens nothing (services.py does) and se
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 
-from api import errors, lightllm_routes, status_routes
+from api import errors, lightllm_routes, request_routes, status_routes
 from api.request_id import RequestId
 from api.services import Services
 from messages import RequestError
@@ -21,5 +21,6 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(RedisError, errors.on_redis_error)
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)
+    app.include_router(request_routes.router)
     app.include_router(status_routes.router)
     return app

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 
 from api.app import create_app
-from api.services import Services, open_services
+from api.attendance import attend
+from api.services import Services, open_services, running
 from settings import Settings
 from telemetry import get_logger
 
@@ -52,7 +53,7 @@ async def serve(settings: Settings) -> None:
 
     Run it under uvloop (`uvloop.run(serve(settings))`).
     """
-    async with open_services(settings) as services:
+    async with open_services(settings) as services, running(attend(services)):
         log.info("api_started", host=settings.api.host, port=settings.api.port, model=services.facts.name)
         await new_server(services).serve()
     log.info("api_stopped")

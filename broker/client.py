@@ -18,6 +18,7 @@ from broker.connection import PROMPT_CLASSES
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.keys import Keys
+from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
 from broker.request_log import RequestLog
 from messages import BrokerError, DecodeJob, FinishReason, PrefillJob, Role, TokenEvent
@@ -45,6 +46,7 @@ class Broker:
     decode_queue: JobQueue[DecodeJob]
     registry: Registry
     cancels: Cancels
+    readers: ReaderLeases
 
     def inbox(self, worker_id: str) -> Inbox:
         """The inbox of that worker."""
@@ -60,7 +62,8 @@ def assemble_broker(
 ) -> Broker:
     """A broker on clients that are there already (fakeredis, in fast tests)."""
     keys = Keys(key_prefix)
-    requests = RequestLog(client, keys, stream)
+    readers = ReaderLeases(client, keys, stream)
+    requests = RequestLog(client, keys, stream, readers.lease_ms)
 
     async def refuse(request_id: str, choice: int, why: str) -> None:
         await requests.finish(
@@ -78,6 +81,7 @@ def assemble_broker(
         decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),
         registry=Registry(client, keys),
         cancels=Cancels(blocking_client, keys),
+        readers=readers,
     )
 
 
