@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 import torch
+from torch.distributed.distributed_c10d import ProcessGroupGloo, Store
 
 from kv_transfer.copy_runs import CopyRun, whole_blocks
 from kv_transfer.host import routable_address
@@ -138,11 +141,11 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
     export, handle = owner.export(ELSEWHERE, "gloo", 0.5), owner.offer("t", SOURCES, 90)
     before = num_threads(), num_sockets()
 
-    def fails_within(seconds: float, puller: PairPuller) -> None:
+    def fails_within_the_limit(puller: PairPuller) -> None:
         start_s = time.monotonic()
         with pytest.raises(KVTransferFailed):
             puller.pull(export, handle, empty_pool(), TARGETS)
-        assert time.monotonic() - start_s < seconds
+        assert time.monotonic() - start_s < 1.5  # 0.5 s, and what a busy machine adds
 
     at_first_copy: list[Callable[[], object]] = []
 
@@ -162,8 +165,8 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
         stop()
-        fails_within(0.8, puller)  # paired already
-        fails_within(0.8, puller)  # pairing again
+        fails_within_the_limit(puller)  # paired already
+        fails_within_the_limit(puller)  # pairing again
         os.kill(owner.process.pid, signal.SIGCONT)
         assert not pool[12:].any(), "nothing was written late"
         pool.zero_()
@@ -171,14 +174,14 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
         at_first_copy.append(stop)
-        fails_within(0.8, puller)  # between two messages of blocks
+        fails_within_the_limit(puller)  # between two messages of blocks
         os.kill(owner.process.pid, signal.SIGCONT)
         puller.pull(export, handle, empty_pool(), TARGETS)
         wait_until(lambda: owner.num_pairs() == 1, 3, "the owner has ended the pairs that failed")
 
         at_first_copy.append(owner.kill)
-        fails_within(0.3, puller)
-        fails_within(0.3, puller)
+        fails_within_the_limit(puller)
+        fails_within_the_limit(puller)
         assert puller.prune() == 0, "what failed is let go of already"
     assert (num_threads(), num_sockets()) == before
     driver.sweep()
@@ -303,6 +306,25 @@ def frame(message: Any) -> bytes:
     return struct.pack("!I", len(data)) + data
 
 
+def gloo_address(host: str, port: int = 1) -> bytes:
+    """What a Gloo group of two sets in its store."""
+    address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host)
+    return struct.pack("<QQ", 0, 136) + address.ljust(136 + 2 * 8, b"\0")
+
+
+def test_gloo_connects_to_the_peer_alone(owner: Owner) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as third, open_puller() as puller:
+        with socket.create_connection((owner.address.host, owner.address.port)) as connection:
+            connection.sendall(frame(Hello(owner.address.token)))
+            connection.sendall(frame(StoreEntry("0/1", gloo_address(*third.getsockname()))))
+            while connection.recv(4096):
+                pass
+        third.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            third.accept()
+        puller.pull(owner.export, owner.sender.offer("t", SOURCES, 90), empty_pool(), TARGETS)
+
+
 def test_what_nobody_should_send_to_an_owner(owner: Owner) -> None:
     handle = owner.sender.offer("t", SOURCES, 90)
     hello = frame(Hello(owner.address.token))
@@ -318,10 +340,10 @@ def test_what_nobody_should_send_to_an_owner(owner: Owner) -> None:
         hello + frame(Request(handle, 2)),
         hello + frame(Answer()),
         hello + frame(StoreEntry("0/1", b"")),  # Gloo's own look at any of these ends the process
-        hello + frame(StoreEntry("0/1", secrets.token_bytes(170))),
         hello + frame(StoreEntry("0/1", b"\xff" * 170)),
-        hello + frame(StoreEntry("0/1", struct.pack("<QQ", 0, 136) + bytes(136 + 16))),
-        hello + frame(StoreEntry("0/1", struct.pack("<QQ", 0, 136) + secrets.token_bytes(136 + 16))),
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.1")[:-1])),
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.1"))),  # nobody listens there
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.2"))),
     ]
     with open_puller() as puller:
         puller.pull(owner.export, handle, empty_pool(), TARGETS)
@@ -416,6 +438,18 @@ def test_an_owner_that_closes_and_pullers_that_close(driver: ShmDriver, owner: O
         puller.pull(owner.export, handle, empty_pool(), TARGETS)
 
 
+def test_a_pair_that_its_owner_has_ended_is_made_again(owner: Owner) -> None:
+    handle = owner.sender.offer("t", SOURCES, 90)
+    with open_puller() as puller:
+        puller.pull(owner.export, handle, empty_pool(), TARGETS)
+        for channel in owner.exporter._pairs.values():
+            channel.interrupt()
+        wait_until(lambda: owner.exporter.num_pairs == 0, 3, "the pair has ended")
+        pool = empty_pool()
+        puller.pull(owner.export, handle, pool, TARGETS)
+        assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
+
+
 def test_pulls_of_several_threads(owner: Owner) -> None:
     handles = [owner.sender.offer(f"t{index}", [index, index + 9], 16) for index in range(6)]
     pools = [empty_pool() for _ in handles]
@@ -437,6 +471,58 @@ def test_an_address_that_is_not_ours_stops_the_start(driver: ShmDriver) -> None:
         for host in ("203.0.113.7", "no.such.host.invalid"):
             with pytest.raises(DeviceError, match=f"cannot listen on PDQ_KV_TRANSFER__ADDRESS, '{host}'"):
                 PairExporter("gloo", sender.head[0], sender.buffer, copy_on_host, host=host)
+
+
+class GlooAsNccl:
+    """What we use of torch 2.13's ProcessGroupNCCL, carried out by Gloo."""
+
+    opened: ClassVar[list["GlooAsNccl"]] = []
+
+    class Options:
+        def __init__(self) -> None:
+            self._timeout = timedelta()
+            self.config = SimpleNamespace(blocking=1)
+            self.global_ranks_in_group: list[int] = []
+            self.group_name = ""
+
+    def __init__(self, store: Store, rank: int, size: int, options: Options) -> None:
+        assert options.config.blocking == 0 and options.global_ranks_in_group == [0, 1] and options.group_name
+        self.gloo: Any = ProcessGroupGloo(store, rank, size, options._timeout)
+        self.is_aborted = False
+        self.opened.append(self)
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        return self.gloo.send(tensors, peer, tag)
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        return self.gloo.recv(tensors, peer, tag)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_nccl_by_the_same_code(driver: ShmDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the device: the names are those of torch's stub, which mypy compares."""
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.distributed.ProcessGroupNCCL", GlooAsNccl, raising=False)
+    for name in ("ASYNC_ERROR_HANDLING", "ENABLE_MONITORING", "NONBLOCKING_TIMEOUT"):
+        monkeypatch.setenv(f"TORCH_NCCL_{name}", "")  # so that what is set below is taken back
+        monkeypatch.delenv(f"TORCH_NCCL_{name}")
+    with KVSender.create("p", *SHAPE, "layout", 1, driver) as sender:
+        sender.buffer.random_()
+        exporter = PairExporter("nccl", sender.head[0], sender.buffer, copy_on_host, host="127.0.0.1", timeout_s=3.0)
+        puller = PairPuller("nccl", BLOCK_BYTES, copy_on_host, timeout_s=3.0)
+        export = sender.export(ELSEWHERE, addresses={exporter.kind: exporter.address})
+        pool = empty_pool()
+        puller.pull(export, sender.offer("t", SOURCES, 90), pool, TARGETS)
+        assert torch.equal(pool, pool_with(sender.buffer.view(SHAPE), SOURCES, TARGETS))
+        # By default a time-out of NCCL's takes the process down, and a peer that stops while connecting is waited for.
+        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+        assert os.environ["TORCH_NCCL_NONBLOCKING_TIMEOUT"] == "3"
+        puller.close()
+        exporter.close()
+    assert [group.is_aborted for group in GlooAsNccl.opened] == [True, True]
+    GlooAsNccl.opened.clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has NCCL")
