@@ -525,7 +525,7 @@ def test_nccl_by_the_same_code(driver: ShmDriver, monkeypatch: pytest.MonkeyPatc
     with KVSender.create("p", *SHAPE, "layout", 1, driver) as sender:
         sender.buffer.random_()
         exporter = PairExporter("nccl", sender.head[0], sender.buffer, copy_on_host, host="127.0.0.1", timeout_s=3.0)
-        puller = PairPuller("nccl", BLOCK_BYTES, copy_on_host, timeout_s=3.0)
+        puller = PairPuller("nccl", whole_blocks(BLOCK_BYTES), copy_on_host, timeout_s=3.0)
         export = sender.export(ELSEWHERE, addresses={exporter.kind: exporter.address})
         pool = empty_pool()
         puller.pull(export, sender.offer("t", SOURCES, 90), pool, TARGETS)
