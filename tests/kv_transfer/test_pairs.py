@@ -30,6 +30,7 @@ from kv_transfer.host_copy import copy_on_host
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request, StoreEntry
 from kv_transfer.pair_exporter import PairAddress, PairExporter
+from kv_transfer.pair_group import PairStore, _is_gloo_address
 from kv_transfer.pair_puller import PairPuller
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
@@ -325,6 +326,55 @@ def test_gloo_connects_to_the_peer_alone(driver: ShmDriver) -> None:
         with pytest.raises(BlockingIOError):
             third.accept()
     owner.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.9", "::1"])
+def test_pairs_over_other_addresses(driver: ShmDriver, host: str) -> None:
+    """A connection to 127.0.0.9 comes from 127.0.0.1, so that the two ends have addresses of their own."""
+    owner = Owner(driver, host=host)
+    with open_puller() as puller:
+        for turn in range(2):
+            pool = empty_pool()
+            puller.pull(owner.export, owner.sender.offer(f"t{turn}", SOURCES, 90), pool, TARGETS)
+            assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
+    owner.close()
+
+
+# What Gloo of torch 2.13 set at the two ends of a pair between network namespaces: beside the address there is whatever
+# lay in its memory.
+BETWEEN_HOSTS = {
+    "10.77.0.1": "0200000000000000766d8800000000000000020087f30a4d000100000000000000002800000000000000"
+    "9059f0f9555500002800000000000000e84ef50d727f00004051b7ea717f0000a275ba0d727f00004075ba0d727f0000"
+    "601cbbea717f0000f86ef70d727f0000002841eb4e1b54d1000000000000000080ffffffffffffff0000000000000000"
+    "62db57ff717f0000ffffffffffffffff00000000000000000100000000000000",
+    "10.77.0.2": "0200000000000000766d88000000000000000200b5f90a4d000200000000000000000000000000000000"
+    "d00ea666fe7f0000f86e17cd317f0000400fa666fe7f000000000000000000000ad333cd317f0000006b23cd317f0000"
+    "00000000000000000500000000000000008b28677f350b08000000000000000080ffffffffffffff0000000000000000"
+    "62db77be317f0000ffffffffffffffff00000000000000000100000000000000",
+    "fd00:77::1": "0200000000000000766d88000000000000000a008e6b00000000fd000077000000000000000000000001"
+    "000000007e5500002800000000000000e84e15993a7f000000d3d6753a7f0000a275da983a7f00004075da983a7f0000"
+    "10cdda753a7f0000f86e17993a7f000000eaf243d15a1fdf000000000000000080ffffffffffffff0000000000000000"
+    "62db778a3a7f0000ffffffffffffffff00000000000000000100000000000000",
+}
+
+
+@pytest.mark.parametrize("peer", BETWEEN_HOSTS)
+def test_what_gloo_asks_of_its_store_between_hosts(peer: str) -> None:
+    """It asks for both ranks' addresses, its own included; a peer can neither have another's nor set ours."""
+    sent = {host: bytes.fromhex(data) for host, data in BETWEEN_HOSTS.items()}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = PairChannel.connect("127.0.0.1", listener.getsockname()[1], 5.0)
+        channel.peer_address = peer
+        store = PairStore(channel, lambda data: _is_gloo_address(data, peer))
+        with listener.accept()[0] as connection:
+            connection.sendall(frame(StoreEntry("0/1", sent["10.77.0.2"])) + frame(StoreEntry("0/0", sent[peer])))
+            store.set("0/1", b"our own")
+            assert (store.get("0/0"), store.get("0/1")) == (sent[peer], b"our own")
+            for others in sent.keys() - {peer}:
+                connection.sendall(frame(StoreEntry(others, sent[others])))
+                with pytest.raises(KVTransferFailed, match=f"{peer} set 170 bytes that are no address of its own"):
+                    store.get(others)
+        channel.close()
 
 
 def test_a_message_too_long_is_neither_sent_nor_read() -> None:
