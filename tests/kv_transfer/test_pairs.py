@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch.distributed.distributed_c10d import ProcessGroupGloo, Store
 
-from kv_transfer.copy_runs import CopyRun, whole_blocks
+from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.host import routable_address
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.offer_check import OfferGone
@@ -150,10 +150,10 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
 
     at_first_copy: list[Callable[[], object]] = []
 
-    def copy(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         if at_first_copy:
             at_first_copy.pop()()
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
 
     def stop() -> None:
         os.kill(owner.process.pid, signal.SIGSTOP)
@@ -263,10 +263,10 @@ def test_an_offer_withdrawn_while_its_blocks_are_copied(owner: Owner, message: i
     handle = owner.sender.offer("t", SOURCES, 90)
     num_copies = 0
 
-    def withdrawing(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def withdrawing(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         nonlocal num_copies
         num_copies += 1
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
         if num_copies == message:
             owner.sender.withdraw("t")
 
