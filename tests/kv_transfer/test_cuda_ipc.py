@@ -1,6 +1,7 @@
 """The CUDA IPC transport over a fake of the driver: right bytes or a refusal, whatever fails."""
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -244,6 +245,63 @@ def test_the_fake_forgives_nothing(shm_directory: Path) -> None:
 def test_the_self_test_runs_on_it(shm_directory: Path) -> None:
     """In one process, which cannot open its own handle and does not have to."""
     self_test(Process(shm_directory).driver)
+
+
+def test_an_owner_that_dies_while_it_is_pulled_from(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    """What was copied may be anything then: its memory goes with it."""
+    puller = Process(shm_directory, (3,))
+    handle, export = sender.offer("t", SOURCES, 60), export_of(owner, sender)
+    synchronize = puller.cuda.cuStreamSynchronize
+
+    class Dying(FakeCuda):
+        def cuStreamSynchronize(self, stream: object) -> tuple[object, ...]:
+            sender._segment.close()
+            return synchronize(stream)
+
+    puller.cuda.__class__ = Dying
+    with pytest.raises(KVTransferFailed, match="its owner died while it was pulled"):
+        puller.receiver().pull(handle, empty_pool(), TARGETS, export)
+    assert owner.driver.sweep() == [sender.pool]
+
+
+def test_an_offer_stands_in_the_pools_of_all_ranks(owner: Process, shm_directory: Path) -> None:
+    other = Process(shm_directory, gpus=(4,))
+    with owner.sender() as sender, other.sender() as follower:
+        sender.follow(export_of(other, follower))
+        sender.offer("t", SOURCES, 60)
+        assert follower.has_offers()
+        sender.withdraw("t")
+        assert not follower.has_offers()
+
+
+def test_what_fails_when_a_pool_is_let_go_of(shm_directory: Path) -> None:
+    owner, puller = Process(shm_directory, (3,)), Process(shm_directory, (3,))
+    sender = owner.sender()
+    imported = puller.driver.import_mem(sender.pool)
+    puller.cuda.errors["cuIpcCloseMemHandle"] = cuda.CUresult.CUDA_ERROR_MAP_FAILED
+    puller.driver.close_mem(imported)  # an importer's owner may be gone, and with it what was mapped
+    owner.cuda.errors["cuMemFree"] = cuda.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(DeviceError, match=f"KV pool {sender.pool}: cuMemFree: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        sender.close()
+    for path in shm_directory.glob("device-memory-*"):
+        path.unlink()
+
+
+def test_a_head_without_room_for_a_handle(owner: Process, sender: KVSender, shm_directory: Path) -> None:
+    """Anybody may make a segment of a pool's name."""
+    os.truncate(shm_directory / sender.pool, 128)
+    with pytest.raises(KVTransferFailed, match=f"pool {sender.pool} is cut short"):
+        Process(shm_directory, (3,)).driver.import_mem(sender.pool)
+
+
+def test_a_tensor_over_device_memory(shm_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch is given; that it takes it needs a GPU."""
+    device, given = CudaDevice(0, FakeCuda(shm_directory)), []
+    monkeypatch.setattr("torch.as_tensor", lambda memory, device: given.append((memory, device)))
+    device.tensor(0x7F00_0000_0000, 4096)
+    ((memory, where),) = given
+    wanted = {"shape": (4096,), "typestr": "|u1", "data": (0x7F00_0000_0000, False), "version": 3}
+    assert (memory.__cuda_array_interface__, where) == (wanted, "cuda:0")
 
 
 def test_a_forged_size(owner: Process, sender: KVSender, shm_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
