@@ -85,7 +85,7 @@ def room_for(asked: Asked, supply: Supply, settings: QueueSettings) -> Room:
         sequences_ahead=max(asked.num_choices, supply.decode_places + leaving * settings.stall_limit_s)
         if is_bounded
         else UNBOUNDED,
-        sequences_per_token=leaving / rate if is_bounded and rate > 0 else 0.0,
+        sequences_per_token=min(UNBOUNDED, leaving / rate) if is_bounded and rate > 0 else 0.0,
     )
 
 
@@ -99,7 +99,8 @@ def retry_after_s(reason: Reason, backlog: Backlog, asked: Asked, room: Room, su
     """Whole seconds after which what is too much now has been worked off, at the present rates."""
     excess_s = 0.0
     if reason is Reason.SEQUENCES and supply.sequences_per_s:
-        excess = backlog.sequences_ahead(asked.priority) + asked.num_choices - room.sequences_ahead
+        allowed = room.sequences_ahead + backlog.tokens_ahead(asked.priority) * room.sequences_per_token
+        excess = backlog.sequences_ahead(asked.priority) + asked.num_choices - allowed
         excess_s = excess / supply.sequences_per_s
     elif reason is not Reason.SEQUENCES and supply.tokens_per_s:
         if reason is Reason.TOKENS:
@@ -109,4 +110,4 @@ def retry_after_s(reason: Reason, backlog: Backlog, asked: Asked, room: Room, su
             too_many = num_jobs + asked.num_choices - room.jobs
             excess_tokens = too_many * sum(backlog.prefill_tokens) / max(1, num_jobs)
         excess_s = excess_tokens / supply.tokens_per_s
-    return min(MOST_RETRY_S, max(LEAST_RETRY_S, math.ceil(excess_s)))
+    return math.ceil(min(MOST_RETRY_S, max(LEAST_RETRY_S, excess_s)))
