@@ -5,20 +5,34 @@
 --       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; then the job of every choice
 -- -> {"created" | "in_use" | a reason of broker/backlog.py, per class its prefill jobs, their prompt tokens and the
 --     decode jobs that nobody has taken, the decode jobs that somebody has}; the figures are those before the creation
-local NUM_CLASSES, FIRST_JOB = 3, 12
+local NUM_CLASSES, FIRST_JOB, MOST_READ = 3, 12, 64
+
+-- The queue itself is the count, and not a counter beside it: nothing can make it drift. Of a long one the oldest and
+-- the newest jobs are read, and those between are taken for their mean.
+local function prompt_tokens(queue, num_jobs)
+  local entries = redis.call('XRANGE', queue, '-', '+', 'COUNT', num_jobs > 2 * MOST_READ and MOST_READ or num_jobs)
+  if num_jobs > 2 * MOST_READ then
+    for _, entry in ipairs(redis.call('XREVRANGE', queue, '+', '-', 'COUNT', MOST_READ)) do
+      entries[#entries + 1] = entry
+    end
+  end
+  local members, tokens = {}, 0
+  for number, entry in ipairs(entries) do
+    members[number] = entry[2][2]
+  end
+  for _, sizes in ipairs(redis.call('HMGET', KEYS[2], unpack(members))) do
+    tokens = tokens + (sizes and tonumber(string.match(sizes, '^%d+')) or 0)
+  end
+  return math.floor(tokens * num_jobs / #entries)
+end
+
 local num_choices, class = #KEYS - 3 - 2 * NUM_CLASSES, tonumber(ARGV[6])
 local room_jobs, room_tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 local room_sequences, sequences_per_token = tonumber(ARGV[10]), tonumber(ARGV[11])
 local answer, all_jobs, tokens_ahead, sequences_ahead, decoding = {''}, 0, 0, 0, 0
 for number = 1, NUM_CLASSES do
-  local jobs, tokens = redis.call('XLEN', KEYS[3 + number]), 0
-  if jobs > 0 then
-    -- The queue itself is the count, and not a counter beside it: nothing can make it drift.
-    for _, entry in ipairs(redis.call('XRANGE', KEYS[3 + number], '-', '+')) do
-      local sizes = redis.call('HGET', KEYS[2], entry[2][2])
-      tokens = tokens + (sizes and tonumber(string.match(sizes, '^%d+')) or 0)
-    end
-  end
+  local jobs = redis.call('XLEN', KEYS[3 + number])
+  local tokens = jobs > 0 and prompt_tokens(KEYS[3 + number], jobs) or 0
   local queue = KEYS[3 + NUM_CLASSES + number]
   local waiting, pending = redis.call('XLEN', queue), redis.pcall('XPENDING', queue, ARGV[7])
   if not pending.err then -- else there is no group yet, and nothing was taken

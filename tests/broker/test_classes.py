@@ -188,6 +188,20 @@ def test_a_creation_tells_what_is_ahead(open_test_broker: OpenTestBroker) -> Non
     asyncio.run(main())
 
 
+def test_the_tokens_of_a_long_queue_are_estimated_from_both_ends(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            for number in range(150):
+                await broker.requests.create(make_request(f"r{number}", prompt_tokens=1 if number < 75 else 11))
+                if number == 127:  # exact so far: 75 of one token and 53 of eleven
+                    backlog = await broker.requests.create(make_request("exact", priority=LOW))
+                    assert backlog.prefill_tokens == (0, 75 + 53 * 11, 0)
+            # 150 times the mean of the 64 oldest and the 64 newest.
+            assert (await broker.requests.create(make_request("last"))).prefill_tokens == (0, 900, 3)
+
+    asyncio.run(main())
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     waiting=st.lists(st.tuples(st.sampled_from(Priority), st.integers(1, 9)), max_size=6),
