@@ -4,8 +4,8 @@ Knows LightLLM's envelope, the parameters and the cluster's limits; writes nothi
 the first byte of an answer.
 """
 
+import math
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,9 +14,12 @@ import orjson
 from starlette.requests import Request
 
 from api.errors import BodyTooLarge, WrongModel
+from api.forecast import Asked
 from api.health import largest_request_tokens, needed_roles
 from api.parameters import MAX_SEED, Parameters, parse_parameters
 from api.services import Services
+from api.terms import read_priority, read_timeout_s
+from broker.deadline import now_ms
 from messages import GenerationRequest, InvalidRequest, NoWorker, OutputParams, Role, SamplingParams, WorkerState
 
 Body = dict[str, Any]
@@ -82,7 +85,8 @@ def check_multimodal(body: Body) -> None:
 
 
 async def admit_generate(request: Request, body: Body, services: Services, *, is_stream: bool = False) -> Admitted:
-    """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker."""
+    """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker,
+    Refused."""
     prompt = required(body, "inputs")
     parameters = read_parameters(body, services)
     if is_stream and parameters.n != 1:
@@ -116,6 +120,9 @@ async def _admit(
     n: int,
     kind: Literal["generate", "score"] = "generate",
 ) -> GenerationRequest:
+    arrived_ms = now_ms()
+    priority, timeout_s = read_priority(request.headers), read_timeout_s(request.headers, services.settings.api)
+    await services.gate.check(Asked(priority, n, 0, timeout_s))
     workers = await services.view.workers()
     ready = [worker for worker in workers if worker.state == WorkerState.READY]
     limit = largest_request_tokens(
@@ -137,7 +144,9 @@ async def _admit(
         n=n,
         kind=kind,
         api_id=services.api_id,
-        created_ms=time.time_ns() // 1_000_000,
+        created_ms=arrived_ms,
+        priority=priority,
+        deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
     )
 
 

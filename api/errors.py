@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from messages import FinishReason, RequestError, TokenEvent, WorkerFailed
+from messages import FinishReason, QueueFull, RequestError, TokenEvent, WorkerFailed
 from telemetry import get_logger
 
 log = get_logger()
@@ -39,17 +39,20 @@ def failure(event: TokenEvent) -> RequestError:
     return error
 
 
-def message_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def message_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None, retry_after_s: int = RETRY_AFTER_S
+) -> Response:
     """`{"message": message}`; a 503 tells when to come again."""
     extra = dict(headers or {})
     if status == 503:
-        extra["Retry-After"] = str(RETRY_AFTER_S)
+        extra["Retry-After"] = str(retry_after_s)
     return Response(orjson.dumps({"message": message}), status, extra, "application/json")
 
 
 def error_response(error: RequestError, prefix: str = "") -> Response:
     """The answer to a request that ended in `error`."""
-    return message_response(error.status, f"{prefix}{error}")
+    retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else RETRY_AFTER_S
+    return message_response(error.status, f"{prefix}{error}", retry_after_s=retry_after_s)
 
 
 def stream_failure(error: RequestError | RedisError) -> RequestError:

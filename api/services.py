@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
+from api.gate import Gate
 from api.model_facts import ModelFacts
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
@@ -29,6 +30,7 @@ class Services:
     broker: Broker
     relay: RelayReader
     view: ClusterView
+    gate: Gate
     tokenizer: Tokenizer
     facts: ModelFacts
     api_id: str
@@ -43,8 +45,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         relay = RelayReader(broker, api_id)
         view = ClusterView(broker, settings.api)
+        gate = Gate(broker.requests, view, settings.queue)
         async with _running(relay.run(), view.watch()):
-            yield Services(settings, broker, relay, view, tokenizer, facts, api_id)
+            yield Services(settings, broker, relay, view, gate, tokenizer, facts, api_id)
 
 
 @asynccontextmanager

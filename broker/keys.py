@@ -6,7 +6,7 @@ one of them.
 
 from dataclasses import dataclass
 
-from messages import Role
+from messages import Priority, Role
 
 GROUP = "workers"  # the one consumer group of each queue
 
@@ -17,16 +17,21 @@ class Keys:
 
     prefix: str
 
-    def queue(self, role: Role) -> str:
-        """Stream of the jobs for workers of `role`."""
-        return f"{self.prefix}:{role.value}_queue"
+    def queue(self, role: Role, priority: Priority = Priority.NORMAL) -> str:
+        """Stream of the jobs of one class for workers of `role`."""
+        name = f"{self.prefix}:{role.value}_queue"
+        return name if priority is Priority.NORMAL else f"{name}:{priority.value}"
+
+    def queues(self, role: Role) -> list[str]:
+        """The streams of every class for workers of `role`, the most urgent first."""
+        return [self.queue(role, priority) for priority in Priority]
 
     def prefill_queue(self) -> str:
-        """Stream of PrefillJobs."""
+        """Stream of the PrefillJobs of normal priority."""
         return self.queue(Role.PREFILL)
 
     def decode_queue(self) -> str:
-        """Stream of DecodeJobs."""
+        """Stream of the DecodeJobs of normal priority."""
         return self.queue(Role.DECODE)
 
     def record(self, request_id: str) -> str:
