@@ -140,6 +140,7 @@ def _connection_options(settings: RedisSettings) -> dict[str, Any]:
         "socket_connect_timeout": settings.connect_timeout_s,
         "decode_responses": False,
         "protocol": 2,
+        "driver_info": None,  # no CLIENT SETINFO: one command less to allow, and to wait for
     }
     if settings.username:
         options["username"] = settings.username
