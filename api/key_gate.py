@@ -17,7 +17,7 @@ from api.services import Services
 
 OPEN_PATHS = frozenset({"/health", "/healthz", "/liveness", "/readiness"})
 CLIENT_PATHS = frozenset({"/", "/generate", "/generate_stream", "/get_score", "/tokens", "/get_model_name"})
-CLIENT_PREFIXES: tuple[str, ...] = ()  # of paths that end in an id
+CLIENT_PREFIXES = ("/requests/",)  # about a request that runs already: counts in no limit, or it could not be cancelled
 MONITOR_PATHS = frozenset({"/metrics", "/token_load", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 
 NO_KEY = "this server asks for an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
@@ -26,12 +26,21 @@ WRONG_KEY = "the API key is not known or no longer valid"
 
 def scopes_for(path: str) -> frozenset[KeyScope]:
     """Which scopes of keys may ask for `path`."""
-    bare = path.rstrip("/") or "/"  # "/generate/" is redirected to "/generate"
+    bare = _bare(path)
     if bare in CLIENT_PATHS or path.startswith(CLIENT_PREFIXES):
         return frozenset({KeyScope.CLIENT, KeyScope.ADMIN})
     if bare in MONITOR_PATHS:
         return frozenset({KeyScope.MONITOR, KeyScope.ADMIN})
     return frozenset({KeyScope.ADMIN})
+
+
+def is_counted(path: str) -> bool:
+    """Whether asking for `path` uses up a key's limits."""
+    return _bare(path) in CLIENT_PATHS
+
+
+def _bare(path: str) -> str:
+    return path.rstrip("/") or "/"  # "/generate/" is redirected to "/generate"
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -74,7 +83,7 @@ class KeyGate:
             return
         scope["pdq.owner"] = key.id
         limits = ring.limits_of(key)
-        if KeyScope.CLIENT not in scopes or not limits.is_any:
+        if not (is_counted(scope["path"]) and limits.is_any):
             await self._app(scope, receive, send)
             return
         lease = KeyLease(self._services.broker, key.id, limits, self._services.settings.api.request_timeout_s)

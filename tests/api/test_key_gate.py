@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from api.app import create_app
 from api.key_file import KeyFileError, Scope, disable_key, hash_of
-from api.key_gate import CLIENT_PATHS, MONITOR_PATHS, OPEN_PATHS, scopes_for
+from api.key_gate import CLIENT_PATHS, MONITOR_PATHS, OPEN_PATHS, is_counted, scopes_for
 from api.key_ring import CHECK_S
 from api.server import is_loopback, serve
 from settings import SecuritySettings, Settings
@@ -79,6 +79,13 @@ def test_every_route_stands_in_a_list(settings: Settings) -> None:
 
     run(main())
     assert not OPEN_PATHS & (CLIENT_PATHS | MONITOR_PATHS)
+
+
+def test_a_request_that_runs_is_its_clients_to_ask_about_and_to_cancel_at_any_limit() -> None:
+    for path in ("/requests/r", "/requests/r/stream"):
+        assert Scope.CLIENT in scopes_for(path) and not is_counted(path)
+    assert scopes_for("/requestsx") == scopes_for("/requests") == {Scope.ADMIN}
+    assert is_counted("/generate") and is_counted("/generate/") and not is_counted("/metrics")
 
 
 def test_scopes(settings: Settings, keys: KeyFile) -> None:

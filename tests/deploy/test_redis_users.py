@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import redis
 
+from broker.keys import Keys
 from tests.secured_redis import ROLES, ROOT, SecuredRedis, make_secrets, secured_redis
 
 PREFIX = "pdq"
-RECORD = f"{PREFIX}:{{r}}:record"
+KEYS = Keys(PREFIX)
+RECORD = KEYS.record("r")
 CHEAT = "return redis.call(unpack(ARGV))"  # a script may only what its user may
 
 
@@ -45,36 +47,36 @@ DENIED_TO_ALL = [
     ("PSUBSCRIBE", "*"),
     ("GET", "other"),
     ("HGET", "other:{r}:record", "request"),
-    ("HSET", f"{PREFIX}x", "a", "b"),
-    ("RENAME", RECORD, f"{PREFIX}:workers"),
+    ("HSET", f"{KEYS.prefix}x", "a", "b"),
+    ("RENAME", RECORD, KEYS.workers()),
     ("MIGRATE", "127.0.0.1", "1", RECORD, "0", "1"),
     ("SORT", RECORD),
 ]
 
 DENIED = {
     "api": [
-        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", f"{PREFIX}:prefill_queue", ">"),
-        ("XADD", f"{PREFIX}:decode_queue", "*", "a", "b"),
-        ("XREAD", "STREAMS", f"{PREFIX}:inbox:w", "0"),
-        ("XADD", f"{PREFIX}:inbox:w", "*", "a", "b"),
-        ("HSET", f"{PREFIX}:workers", "w", "x"),
-        ("SUBSCRIBE", f"{PREFIX}:cancels"),
-        ("DEL", f"{PREFIX}:workers"),
+        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", KEYS.prefill_queue(), ">"),
+        ("XADD", KEYS.decode_queue(), "*", "a", "b"),
+        ("XREAD", "STREAMS", KEYS.inbox("w"), "0"),
+        ("XADD", KEYS.inbox("w"), "*", "a", "b"),
+        ("HSET", KEYS.workers(), "w", "x"),
+        ("SUBSCRIBE", KEYS.cancels()),
+        ("DEL", KEYS.workers()),
     ],
     "prefill": [
-        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", f"{PREFIX}:decode_queue", ">"),
-        ("XRANGE", f"{PREFIX}:decode_queue", "-", "+"),
-        ("XADD", f"{PREFIX}:inbox:other", "*", "a", "b"),
-        ("XREAD", "STREAMS", f"{PREFIX}:relay:api", "0"),
-        ("HGET", f"{PREFIX}:key:alice:meters", "tokens"),
-        ("HSET", f"{PREFIX}:key:alice:meters", "tokens", "0"),
+        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", KEYS.decode_queue(), ">"),
+        ("XRANGE", KEYS.decode_queue(), "-", "+"),
+        ("XADD", KEYS.inbox("other"), "*", "a", "b"),
+        ("XREAD", "STREAMS", KEYS.relay("api"), "0"),
+        ("HGET", KEYS.key_meters("alice"), "tokens"),
+        ("HSET", KEYS.key_meters("alice"), "tokens", "0"),
         ("DEL", RECORD),
     ],
     "decode": [
-        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", f"{PREFIX}:prefill_queue", ">"),
-        ("XREAD", "STREAMS", f"{PREFIX}:inbox:other", "0"),
-        ("XREAD", "STREAMS", f"{PREFIX}:relay:api", "0"),
-        ("HGET", f"{PREFIX}:key:alice:meters", "tokens"),
+        ("XREADGROUP", "GROUP", "g", "c", "STREAMS", KEYS.prefill_queue(), ">"),
+        ("XREAD", "STREAMS", KEYS.inbox("other"), "0"),
+        ("XREAD", "STREAMS", KEYS.relay("api"), "0"),
+        ("HGET", KEYS.key_meters("alice"), "tokens"),
         ("DEL", RECORD),
     ],
 }
@@ -111,14 +113,14 @@ def test_nobody_gets_in_without_a_password(server: SecuredRedis) -> None:
 def test_the_probe_answers_and_no_more(server: SecuredRedis) -> None:
     with server.connect("probe", "x") as probe:
         assert probe.ping()
-        for command in (("GET", f"{PREFIX}:x"), ("INFO",), ("EVAL", "return 1", "0")):
+        for command in (("GET", RECORD), ("INFO",), ("EVAL", "return 1", "0")):
             assert "no permissions" in refusal(probe, *command)
 
 
 def test_the_admin_looks_and_changes_nothing(server: SecuredRedis) -> None:
     with server.client("admin") as admin:
         assert admin.info()["redis_version"]
-        assert admin.hgetall(f"{PREFIX}:workers") == {}
+        assert admin.hgetall(KEYS.workers()) == {}
         for command in (("FLUSHALL",), ("SET", "a", "b"), ("CONFIG", "SET", "dir", "/"), ("ACL", "SETUSER", "x")):
             assert "no permissions" in refusal(admin, *command)
 
@@ -155,7 +157,7 @@ def test_the_operator_may_choose(tmp_path: Path) -> None:
     done = make_secrets(tmp_path, PDQ_REDIS__KEY_PREFIX="blue")
     assert done.returncode == 0 and "mine-own" not in done.stderr
     assert (tmp_path / "api/redis_password").read_text() == "mine-own\n"
-    assert "~blue:workers" in (tmp_path / "redis/users.acl").read_text()
+    assert f"~{Keys('blue').workers()} " in (tmp_path / "redis/users.acl").read_text()
 
 
 @pytest.mark.parametrize(

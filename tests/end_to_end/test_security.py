@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from api.key_file import ApiKey, Scope, add_key, hash_of, new_key
+from broker.keys import Keys
 from messages import Role, WorkerStatus, decode
 from tests.end_to_end.cluster import Cluster, wait_until
 from tests.secured_redis import ROLES, SecuredRedis, secured_redis
@@ -111,7 +112,7 @@ def busy(secured: Secured) -> str:
 
     def look() -> bool:
         with secured.redis.client("admin") as admin:
-            statuses = admin.hgetall(f"{PREFIX}:workers").values()
+            statuses = admin.hgetall(Keys(PREFIX).workers()).values()
         workers = [decode(status, WorkerStatus) for status in statuses]
         found[:] = [names[worker.pid] for worker in workers if worker.role is Role.DECODE and worker.num_running]
         return bool(found)
