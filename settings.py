@@ -19,6 +19,7 @@ ENV_PREFIX = "PDQ_"
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Limit = Annotated[int, Field(ge=0)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TransportKind = Literal["shared_memory", "cuda_ipc", "nixl", "nccl", "gloo"]
@@ -34,6 +35,7 @@ class RedisSettings(Section):
     """Where the queues live."""
 
     url: str = Field("redis://127.0.0.1:6379/0", description="Redis address: redis://, rediss:// or unix://.")
+    username: str = Field("", description="Redis user (ACL); empty: the URL's, else Redis's `default`.")
     password_file: Path | None = Field(None, description="File holding the Redis password; keeps it out of the URL.")
     key_prefix: str = Field(
         "pdq",
@@ -205,12 +207,26 @@ class ApiSettings(Section):
     max_request_timeout_s: Seconds = Field(86400.0, description="Largest X-Request-Timeout.")
     max_body_bytes: Count = Field(32 << 20, description="Largest request body.")
     max_header_bytes: Count = Field(64 << 10, description="Largest request head.")
+    arrival_timeout_s: Seconds = Field(30.0, description="How long a request's head, then its body, may take to come.")
     max_best_of: Count = Field(8, description="Largest best_of and n.")
     max_stop_sequences: Count = Field(10, description="Most stop sequences of one request.")
     max_stop_tokens: Count = Field(256, description="Most tokens (or characters) of one stop sequence.")
     max_allowed_token_ids: Count = Field(256, description="Most entries of allowed_token_ids.")
     max_logit_bias: Count = Field(300, description="Most entries of logit_bias.")
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
+
+
+class SecuritySettings(Section):
+    """Who may use the API, and how much of it."""
+
+    keys_file: Path | None = Field(
+        None, description="File of API keys (`pdq key new` writes it); empty: no key is asked for, the API is open."
+    )
+    requests_per_min: Limit = Field(0, description="Requests a minute of a key that names no limit; 0: no limit.")
+    tokens_per_min: Limit = Field(
+        0, description="Prompt and output tokens a minute of a key that names no limit; 0: no limit."
+    )
+    max_in_flight: Limit = Field(0, description="Requests at once of a key that names no limit; 0: no limit.")
 
 
 class LogSettings(Section):
@@ -237,6 +253,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     stream: StreamSettings = StreamSettings()
     api: ApiSettings = ApiSettings()
+    security: SecuritySettings = SecuritySettings()
     log: LogSettings = LogSettings()
 
 

@@ -4,6 +4,8 @@ Knows uvicorn and signals; knows no route. h11 and not httptools, because only h
 """
 
 import contextlib
+import functools
+import ipaddress
 import math
 from collections.abc import Iterator
 
@@ -11,6 +13,7 @@ import uvicorn
 
 from api.app import create_app
 from api.services import Services, open_services
+from api.timed_protocol import TimedProtocol
 from settings import Settings
 from telemetry import get_logger
 
@@ -34,7 +37,7 @@ def new_server(services: Services) -> Server:
         create_app(services),
         host=api.host,
         port=api.port,
-        http="h11",
+        http=functools.partial(TimedProtocol, arrival_timeout_s=api.arrival_timeout_s),  # type: ignore[arg-type]
         ws="none",
         loop="none",
         lifespan="off",
@@ -47,6 +50,14 @@ def new_server(services: Services) -> Server:
     return Server(config)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches who listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; open streams then get settings.api.drain_s. Raises StartupError.
 
@@ -54,5 +65,8 @@ async def serve(settings: Settings) -> None:
     """
     async with open_services(settings) as services:
         log.info("api_started", host=settings.api.host, port=settings.api.port, model=services.facts.name)
+        if services.key_ring is None and not is_loopback(settings.api.host):
+            advice = "anybody who reaches this address may use it; PDQ_SECURITY__KEYS_FILE asks for API keys"
+            log.warning("api_is_open", host=settings.api.host, advice=advice)
         await new_server(services).serve()
     log.info("api_stopped")

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
 from api.gate import Gate
+from api.key_ring import KeyRing, open_key_ring
 from api.model_facts import ModelFacts
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
@@ -34,11 +35,13 @@ class Services:
     tokenizer: Tokenizer
     facts: ModelFacts
     api_id: str
+    key_ring: KeyRing | None = None  # None: no keys are asked for
 
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Services with their background tasks running. Raises StartupError. A task that fails ends the process."""
+    key_ring = open_key_ring(settings.security)
     facts = ModelFacts.from_dir(settings.model)
     tokenizer = Tokenizer.from_dir(facts.path)
     api_id = f"api-{uuid.uuid4().hex[:12]}"
@@ -47,7 +50,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         view = ClusterView(broker, settings.api)
         gate = Gate(broker.requests, view, settings.queue)
         async with _running(relay.run(), view.watch()):
-            yield Services(settings, broker, relay, view, gate, tokenizer, facts, api_id)
+            yield Services(settings, broker, relay, view, gate, tokenizer, facts, api_id, key_ring)
 
 
 @asynccontextmanager

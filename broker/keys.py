@@ -69,3 +69,15 @@ class Keys:
     def cancels(self) -> str:
         """Pub/sub channel of `request_id:choice` ended from the API's side."""
         return f"{self.prefix}:cancels"
+
+    def key_meters(self, key_id: str) -> str:
+        """Hash of one API key: for each limit per minute, the Redis time (ms) at which it is unused again."""
+        return f"{self.prefix}:key:{key_id}:meters"
+
+    def key_leases(self, key_id: str) -> str:
+        """Sorted set of one API key's requests in flight by the Redis time (ms) at which to look at them again."""
+        return f"{self.prefix}:key:{key_id}:leases"
+
+    def key_records(self, key_id: str) -> str:
+        """Hash of one API key's requests in flight -> key of their record, once they have one."""
+        return f"{self.prefix}:key:{key_id}:records"

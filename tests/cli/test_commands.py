@@ -38,7 +38,19 @@ def pdq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_help_names_every_command(pdq: RunPdq) -> None:
     code, out, _ = pdq("--help")
     assert code == 0
-    for command in ("serve", "api", "prefill", "decode", "status", "health", "doctor", "model", "config", "bench"):
+    for command in (
+        "serve",
+        "api",
+        "prefill",
+        "decode",
+        "status",
+        "health",
+        "doctor",
+        "model",
+        "key",
+        "config",
+        "bench",
+    ):
         assert f"│ {command} " in out
     assert pdq("--version")[1].startswith("pdq")
 
