@@ -193,6 +193,13 @@ class OutputParams(msgspec.Struct, frozen=True, array_like=True):
     print_eos_token: bool = False
 
 
+class AnswerParams(msgspec.Struct, frozen=True, array_like=True):
+    """How the answer is written. Only the API looks at it; it is in the record so that any API can go on."""
+
+    route: str = ""  # name of the route that began it, whose frames and body it is answered with
+    with_details: bool = False  # whether its body lists every token
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """What a client asked, as the record keeps it. `n` sequences ("choices" 0..n-1) share the prompt."""
 
@@ -208,6 +215,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     is_detached: bool = False  # goes on when its client leaves
     priority: Priority = Priority.NORMAL
     deadline_ms: int = 0  # Unix time after which nobody waits for it; 0: none
+    answer: AnswerParams = AnswerParams()
 
 
 class PrefillJob(msgspec.Struct, frozen=True, array_like=True):

@@ -189,6 +189,11 @@ class StreamSettings(Section):
     keep_s: Count = Field(120, description="How long a finished request's record and tokens are kept.")
     relay_max_entries: Count = Field(4096, description="Most entries kept in one API process's relay stream.")
     recheck_s: Seconds = Field(1.0, description="A quiet stream is checked against the request's own log this often.")
+    reconnect_s: Seconds = Field(
+        15.0,
+        description="How long a request goes on without a reader, whose resumable stream broke or whose API process "
+        "died, before it is cancelled.",
+    )
 
 
 class ApiSettings(Section):

@@ -7,31 +7,33 @@ the first byte of an answer.
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 from starlette.requests import Request
 
+from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE
 from api.errors import BodyTooLarge, WrongModel
 from api.forecast import Asked
 from api.health import largest_request_tokens, needed_roles
 from api.key_lease import lease_of
 from api.parameters import MAX_SEED, Parameters, parse_parameters
+from api.resuming import is_detached
 from api.services import Services
 from api.terms import read_priority, read_timeout_s
 from broker.deadline import now_ms
-from messages import GenerationRequest, InvalidRequest, NoWorker, OutputParams, Role, SamplingParams, WorkerState
+from messages import (
+    AnswerParams,
+    GenerationRequest,
+    InvalidRequest,
+    NoWorker,
+    OutputParams,
+    Role,
+    SamplingParams,
+    WorkerState,
+)
 
 Body = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request that may be created, and whether its answer lists every token."""
-
-    request: GenerationRequest
-    return_details: bool = False
 
 
 async def read_body(request: Request, max_body_bytes: int) -> Body:
@@ -85,7 +87,9 @@ def check_multimodal(body: Body) -> None:
             raise InvalidRequest(f"multimodal_params {key} is not supported yet")
 
 
-async def admit_generate(request: Request, body: Body, services: Services, *, is_stream: bool = False) -> Admitted:
+async def admit_generate(
+    request: Request, body: Body, services: Services, *, is_stream: bool = False
+) -> GenerationRequest:
     """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker, TooManyRequests,
     Refused."""
     prompt = required(body, "inputs")
@@ -95,20 +99,28 @@ async def admit_generate(request: Request, body: Body, services: Services, *, is
     check_multimodal(body)
     if services.facts.is_reward:
         raise WrongModel(f"{services.facts.name} is a reward model, it only serves /get_score")
-    admitted = await _admit(
-        services, request, prompt, parameters.add_special_tokens, parameters.sampling, parameters.output, parameters.n
+    answer = AnswerParams(GENERATE_STREAM if is_stream else GENERATE, parameters.return_details and not is_stream)
+    return await _admit(
+        services,
+        request,
+        prompt,
+        parameters.add_special_tokens,
+        parameters.sampling,
+        parameters.output,
+        parameters.n,
+        answer,
     )
-    return Admitted(admitted, parameters.return_details)
 
 
-async def admit_score(request: Request, body: Body, services: Services) -> Admitted:
+async def admit_score(request: Request, body: Body, services: Services) -> GenerationRequest:
     """A request of /get_score; its parameters are never read. Raises as `admit_generate`."""
     prompt = required(body, "chat")
     check_multimodal(body)
     if not services.facts.is_reward:
         raise WrongModel(f"{services.facts.name} is not a reward model, it does not serve /get_score")
     sampling = SamplingParams(seed=0, max_new_tokens=1)
-    return Admitted(await _admit(services, request, prompt, True, sampling, OutputParams(), 1, "score"))
+    answer = AnswerParams(GET_SCORE)
+    return await _admit(services, request, prompt, True, sampling, OutputParams(), 1, answer, "score")
 
 
 async def _admit(
@@ -119,6 +131,7 @@ async def _admit(
     sampling: SamplingParams,
     output: OutputParams,
     n: int,
+    answer: AnswerParams,
     kind: Literal["generate", "score"] = "generate",
 ) -> GenerationRequest:
     arrived_ms = now_ms()
@@ -149,10 +162,18 @@ async def _admit(
         kind=kind,
         api_id=services.api_id,
         created_ms=arrived_ms,
-        owner=request.scope.get("pdq.owner", ""),
+        owner=owner_of(request),
         priority=priority,
         deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
+        is_detached=is_detached(request),
+        answer=answer,
     )
+
+
+def owner_of(request: Request) -> str:
+    """The id of the API key that the request came with; empty where no keys are asked for."""
+    owner: str = request.scope.get("pdq.owner", "")
+    return owner
 
 
 def check_workers(services: Services, registered: set[Role]) -> None:

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 
-from api import errors, lightllm_routes, status_routes
+from api import errors, lightllm_routes, request_routes, status_routes
 from api.head_bound import HeadBound
 from api.key_gate import KeyGate
 from api.request_id import RequestId
@@ -28,5 +28,6 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)
+    app.include_router(request_routes.router)
     app.include_router(status_routes.router)
     return app

@@ -44,6 +44,12 @@ class WrongModel(RequestError):
     status = 417
 
 
+class UnknownRequest(RequestError):
+    """There is no request of this id, or it is another's; which of the two is not told."""
+
+    status = 404
+
+
 def failure(event: TokenEvent) -> RequestError:
     """The error that a terminal event with `finish_reason` error stands for."""
     error = WorkerFailed(event.error or "the request failed on the server")

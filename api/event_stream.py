@@ -1,7 +1,8 @@
-"""The answer of /generate_stream: a server-sent event per token.
+"""A stream of server-sent events, one per token: begun here, or begun elsewhere and resumed here.
 
-Knows ASGI and frames; knows no parameters. The headers wait for the first token, so that what fails before it is
-answered with a status; what fails later is the stream's last event.
+Knows ASGI and that a route has frames; knows no parameters. The headers wait for the first token, so that what fails
+before it is answered with a status; what fails later is the stream's last event. A resumed stream that has nothing left
+to say is answered with 204, on which a browser's EventSource stops coming back.
 """
 
 import asyncio
@@ -10,10 +11,11 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.answers import StreamFrames
 from api.disconnect import ClientLeft, while_connected
 from api.errors import error_response, stream_failure
-from api.frames import error_frame, stream_frame
-from api.generation import Generation
+from api.generation import Departure, Generation
+from api.request_id import HEADER
 from messages import RequestError
 
 HEADERS = {
@@ -24,10 +26,17 @@ HEADERS = {
 
 
 class EventStream(Response):
-    """One stream. The request is created when the response is sent."""
+    """One stream. The request is created, or come to, when the response is sent."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(
+        self, generation: Generation, frames: StreamFrames, *, with_ids: bool = False, after: int = -1
+    ) -> None:
+        """`with_ids`: each event names its index, from which the stream can be resumed. Nothing is sent of the tokens
+        up to index `after`."""
         self._generation = generation
+        self._frames = frames
+        self._with_ids = with_ids
+        self._after = after
         self._has_started = False
         self.status_code = 200
         self.background = None
@@ -39,23 +48,41 @@ class EventStream(Response):
         except ClientLeft:
             return
         except asyncio.CancelledError:  # the server's time to drain is over
+            if self._with_ids:
+                await self._start(send)
+                await send({"type": "http.response.body", "body": b""})  # to be resumed elsewhere
+                return
             if self._has_started:
-                await send({"type": "http.response.body", "body": error_frame("the server is stopping")})
+                await send({"type": "http.response.body", "body": self._frames.error("the server is stopping")})
             raise
         except (RequestError, RedisError) as error:
             told = stream_failure(error)
             if not self._has_started:
                 await error_response(told)(scope, receive, send)
                 return
-            await send({"type": "http.response.body", "body": error_frame(str(told))})
+            await send({"type": "http.response.body", "body": self._frames.error(str(told))})
+
+    async def _start(self, send: Send) -> None:
+        if not self._has_started:
+            self._has_started = True
+            headers = [*self.raw_headers]
+            if self._generation.departure is Departure.LINGER:
+                # Who may come back needs the true id, which is another where the given one was in use.
+                headers.append((HEADER.lower().encode(), self._generation.request.request_id.encode()))
+            await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
 
     async def _send_events(self, send: Send) -> None:
         async with self._generation as generation:
-            prompt_tokens = len(generation.request.prompt_token_ids)
             async for token in generation.follow(0):
-                if not self._has_started:
-                    self._has_started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                frame = self._frames.token(token)
+                if token.index <= self._after:
+                    continue
+                await self._start(send)
+                body = b"id: %d\n%b" % (token.index, frame) if self._with_ids else frame
                 is_last = token.finish_reason is not None
-                body = stream_frame(token, prompt_tokens)
                 await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+            if not self._has_started:
+                self.status_code = 204
+                self.init_headers({})
+                await self._start(send)
+                await send({"type": "http.response.body", "body": b""})

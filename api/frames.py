@@ -25,6 +25,11 @@ class OutputToken:
     count: int  # token events so far, this one included
     finish_reason: FinishReason | None
 
+    @property
+    def index(self) -> int:
+        """Its place in the choice's stream of events; only the last event may have no token."""
+        return self.count if self.token_id is None else self.count - 1
+
 
 def stream_frame(token: OutputToken, prompt_tokens: int) -> bytes:
     """The event of one token."""

@@ -1,12 +1,13 @@
-"""One request's life seen from the API: create it, follow its tokens, see that it ends.
+"""One request's life seen from the API: create it or come to it, follow its tokens, see that it ends.
 
-Knows the request log, the relay, the detokenizer and stop sequences; knows no HTTP and no wire form.
+Knows the request log, the relay, and what a departing reader leaves behind; knows no HTTP and no wire form.
 """
 
 import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from enum import Enum
 from types import TracebackType
 from typing import Self
 
@@ -14,15 +15,15 @@ import msgspec
 from redis.exceptions import RedisError
 
 from api.cancellation import end_tasks
-from api.detokenizer import Detokenizer
-from api.errors import aborted, failure
+from api.errors import UnknownRequest, aborted
 from api.frames import OutputToken
 from api.health import needed_roles
+from api.output import Output
 from api.services import Services
-from api.stop_matcher import StopMatcher
 from broker.deadline import deadline_error, deadline_event, is_past, now_ms
 from broker.relay import Subscription
-from messages import FinishReason, GenerationRequest, InvalidRequest, NoWorker, QueueFull, TokenEvent
+from broker.request_log import CancelIf
+from messages import FinishReason, GenerationRequest, InvalidRequest, NoWorker, QueueFull, RequestError, TokenEvent
 from telemetry import get_logger
 
 log = get_logger()
@@ -30,26 +31,49 @@ log = get_logger()
 QUIET_CHECK_S = 1.0  # a sequence that is quiet for this long has a look at whether anybody is left to work on it
 
 
-class Generation:
-    """An admitted request. Use as a context manager: entering creates it, leaving ends whatever has not ended."""
+class Departure(Enum):
+    """What becomes of a request that has not ended when its reader leaves."""
 
-    def __init__(self, services: Services, request: GenerationRequest) -> None:
+    CANCEL = "cancel"  # it ends, unless another reader has come to it
+    LINGER = "linger"  # it goes on: its client may come back within stream.reconnect_s, or it is detached
+    FORGET = "forget"  # somebody else sees to it
+
+
+class Generation:
+    """An admitted request as one reader sees it. Use as a context manager: entering creates it, or begins to read one
+    that runs already; leaving does what `departure` says."""
+
+    def __init__(
+        self,
+        services: Services,
+        request: GenerationRequest,
+        departure: Departure = Departure.CANCEL,
+        *,
+        is_begun: bool = False,
+    ) -> None:
         self.request = request
+        self.departure = departure
+        self._is_begun = is_begun
         self._services = services
         self._subscriptions: dict[int, Subscription] = {}
         self._unfinished: set[int] = set()
+        self._is_read = False
 
     async def __aenter__(self) -> Self:
-        """Raises InvalidRequest, QueueFull, RedisError; nothing is left behind then."""
+        """Raises InvalidRequest, QueueFull, UnknownRequest, RedisError; nothing is left behind then."""
         self._subscribe()
         try:
-            await self._create_once()
-        except (InvalidRequest, QueueFull):
+            await (self._attach() if self._is_begun else self._create_once())
+        except (InvalidRequest, QueueFull, UnknownRequest):
             self._unsubscribe()
             raise
         except BaseException:  # a cancellation or a lost answer: the script may have run all the same
             await self._leave()
             raise
+        # Nobody reads what a mere follower follows; but a detached request needs no other reader.
+        if self.departure is not Departure.FORGET or self.request.is_detached:
+            self._services.readings.begin(self.request.request_id)
+            self._is_read = True
         return self
 
     async def __aexit__(
@@ -58,31 +82,18 @@ class Generation:
         await self._leave()
 
     async def follow(self, choice: int) -> AsyncIterator[OutputToken]:
-        """The tokens of `choice` until the one with a finish_reason. Raises RequestError when the sequence failed, or
-        when nobody is left to work on it."""
-        request, services = self.request, self._services
-        detokenizer = Detokenizer(services.tokenizer.pieces, request.output, services.facts.eos_token_ids)
-        stops = StopMatcher(request.output)
-        count = 0
+        """The tokens of `choice` from index 0 until the one with a finish_reason. Raises RequestError when the sequence
+        failed, or when nobody is left to work on it."""
+        services = self._services
+        output = Output(services.tokenizer, services.facts, self.request.output)
         while choice in self._unfinished:
             event = await self._next_event(choice)
-            finish_reason = event.finish_reason
-            if finish_reason is not None:
+            if event.finish_reason is not None:
                 self._unfinished.discard(choice)
-            if finish_reason == FinishReason.ERROR:
-                raise failure(event)
-            text, special = "", True
-            if event.token_id is not None:
-                count += 1
-                text = stops.feed(event.token_id, detokenizer.feed(event.token_id))
-                special = detokenizer.is_special(event.token_id)
-            if stops.is_stopped:
-                if finish_reason is None:
-                    await self._finish(choice, TokenEvent(finish_reason=FinishReason.STOP))
-                finish_reason = FinishReason.STOP
-            elif finish_reason is not None:
-                text += stops.flush()
-            yield OutputToken(event.token_id, text, event.logprob, special, count, finish_reason)
+            token = output.feed(event)
+            if token.finish_reason is not None and event.finish_reason is None:
+                await self._finish(choice, TokenEvent(finish_reason=token.finish_reason))
+            yield token
 
     async def collect(self) -> list[list[OutputToken]]:
         """The tokens of every choice. Raises RequestError when one fails."""
@@ -92,14 +103,12 @@ class Generation:
         finally:
             await end_tasks(tasks)
 
-    async def score(self) -> float:
-        """The answer of a request of kind "score". Raises RequestError."""
+    async def score(self) -> TokenEvent:
+        """The one event of a request of kind "score"."""
         event = await self._next_event(0)
         if event.finish_reason is not None:
             self._unfinished.discard(0)
-        if event.score is None:
-            raise failure(event)
-        return event.score
+        return event
 
     async def _collect(self, choice: int) -> list[OutputToken]:
         return [token async for token in self.follow(choice)]
@@ -146,15 +155,35 @@ class Generation:
         self._unfinished.discard(choice)
 
     async def _leave(self) -> None:
-        # In a task of its own, so that no second cancellation can stop the workers from hearing of it.
-        await asyncio.shield(asyncio.create_task(self._abort_unfinished()))
-
-    async def _abort_unfinished(self) -> None:
         self._unsubscribe()
-        open_choices = list(self._unfinished)
-        if open_choices:
-            log.info("request_aborted", request_id=self.request.request_id, choices=len(open_choices))
-        await asyncio.gather(*(self._finish(choice, aborted()) for choice in open_choices))
+        if self._is_read:
+            self._is_read = False
+            self._services.readings.end(self.request.request_id)
+        if self._unfinished and self.departure is not Departure.FORGET:
+            # In a task of its own, so that no second cancellation can stop the workers from hearing of it.
+            await asyncio.shield(asyncio.create_task(self._depart()))
+
+    async def _depart(self) -> None:
+        services, request_id = self._services, self.request.request_id
+        try:
+            if self.departure is Departure.LINGER:
+                services.background.start(follow_unattended(services, self.request))
+                await services.broker.readers.renew([request_id])
+            else:
+                choices = await services.broker.requests.cancel(self.request, aborted(), CancelIf.UNATTACHED)
+                log.info("request_aborted", request_id=request_id, choices=len(choices))
+        except RedisError as error:  # its lease runs out
+            log.warning("departure_failed", request_id=request_id, reason=type(error).__name__)
+
+    async def _attach(self) -> None:
+        """Read what was published, from the first event on; from now on the relay brings what comes."""
+        broker, request = self._services.broker, self.request
+        if not await broker.readers.attach(request, self._services.api_id):
+            raise UnknownRequest(f"request id {request.request_id!r} is not known")
+        events = await broker.requests.read_many({(request.request_id, choice): -1 for choice in range(request.n)})
+        for choice, subscription in self._subscriptions.items():
+            for index, event in events[request.request_id, choice]:
+                subscription.deliver(index, event)
 
     async def _create_once(self) -> None:
         try:
@@ -184,3 +213,14 @@ class Generation:
         for subscription in self._subscriptions.values():
             self._services.relay.close(subscription)
         self._subscriptions = {}
+
+
+async def follow_unattended(services: Services, request: GenerationRequest) -> None:
+    """Follow a request that nobody reads, so that it ends at its stop sequences all the same."""
+    try:
+        async with Generation(services, request, Departure.FORGET, is_begun=True) as generation:
+            await (generation.score() if request.kind == "score" else generation.collect())
+    except RequestError:
+        pass  # its end is in its record
+    except RedisError as error:
+        log.warning("unattended_lost", request_id=request.request_id, reason=type(error).__name__)

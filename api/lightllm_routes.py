@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.admission import (
-    Admitted,
     Body,
     admit_generate,
     admit_score,
@@ -18,13 +17,16 @@ from api.admission import (
     required,
     tokenize,
 )
+from api.answers import body_of, frames_of, score_body_of
 from api.disconnect import ClientLeft, while_connected
 from api.errors import CLIENT_CLOSED_REQUEST, error_response
 from api.event_stream import EventStream
-from api.frames import generate_body, score_body, tokens_body
-from api.generation import Generation
+from api.frames import tokens_body
+from api.generation import Departure, Generation
+from api.request_id import HEADER
+from api.resuming import wants_ids
 from api.services import Services, services_of
-from messages import RequestError
+from messages import GenerationRequest, RequestError
 
 router = APIRouter()
 
@@ -60,15 +62,7 @@ async def get_score(request: Request) -> Response:
     """A reward model's score of a conversation."""
     services = services_of(request)
     admitted = await admit_score(request, await _body(request, services), services)
-
-    async def score() -> bytes:
-        async with Generation(services, admitted.request) as generation:
-            return score_body(await generation.score(), len(admitted.request.prompt_token_ids))
-
-    try:
-        return _json(await while_connected(request.receive, score()))
-    except ClientLeft:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return await _whole(request, admitted, services)
 
 
 @router.api_route("/tokens", methods=["GET", "POST"], response_model=None)
@@ -87,27 +81,36 @@ async def tokens(request: Request) -> Response:
 
 
 async def _generate(request: Request, body: Body, services: Services) -> Response:
-    admitted = await admit_generate(request, body, services)
+    return await _whole(request, await admit_generate(request, body, services), services)
+
+
+async def _whole(request: Request, admitted: GenerationRequest, services: Services) -> Response:
+    """The answer in one piece."""
+    generation = Generation(services, admitted, Departure.LINGER if admitted.is_detached else Departure.CANCEL)
+
+    async def answer() -> bytes:
+        async with generation:
+            if admitted.kind == "score":
+                return score_body_of(admitted, await generation.score())
+            return body_of(admitted, await generation.collect())
+
     try:
-        return _json(await while_connected(request.receive, _collect(services, admitted)))
+        content = await while_connected(request.receive, answer())
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def _collect(services: Services, admitted: Admitted) -> bytes:
-    async with Generation(services, admitted.request) as generation:
-        choices = await generation.collect()
-    return generate_body(choices, len(admitted.request.prompt_token_ids), admitted.return_details)
+    return _json(content, {HEADER: generation.request.request_id} if admitted.is_detached else None)
 
 
 async def _generate_stream(request: Request, body: Body, services: Services) -> Response:
+    with_ids = wants_ids(request)
     admitted = await admit_generate(request, body, services, is_stream=True)
-    return EventStream(Generation(services, admitted.request))
+    departure = Departure.LINGER if with_ids or admitted.is_detached else Departure.CANCEL
+    return EventStream(Generation(services, admitted, departure), frames_of(admitted), with_ids=with_ids)
 
 
 async def _body(request: Request, services: Services) -> Body:
     return await read_body(request, services.settings.api.max_body_bytes)
 
 
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+def _json(content: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(content, headers=headers, media_type="application/json")

@@ -14,7 +14,7 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestId:
-    """Middleware: puts the id into `scope["pdq.request_id"]` and on every response."""
+    """Middleware: puts the id into `scope["pdq.request_id"]` and on every response that does not name one itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,7 +29,7 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                MutableHeaders(scope=message).setdefault(HEADER, request_id)
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -12,11 +12,13 @@ from typing import Any
 
 from starlette.requests import Request
 
+from api.background import Background
 from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
 from api.gate import Gate
 from api.key_ring import KeyRing, open_key_ring
 from api.model_facts import ModelFacts
+from api.readings import Readings
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
 from broker.relay import RelayReader
@@ -35,6 +37,9 @@ class Services:
     tokenizer: Tokenizer
     facts: ModelFacts
     api_id: str
+    readings: Readings
+    background: Background
+    stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
     key_ring: KeyRing | None = None  # None: no keys are asked for
 
 
@@ -49,12 +54,29 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         relay = RelayReader(broker, api_id)
         view = ClusterView(broker, settings.api)
         gate = Gate(broker.requests, view, settings.queue)
-        async with _running(relay.run(), view.watch()):
-            yield Services(settings, broker, relay, view, gate, tokenizer, facts, api_id, key_ring)
+        background = Background()
+        async with running(relay.run(), view.watch()):
+            try:
+                yield Services(
+                    settings,
+                    broker,
+                    relay,
+                    view,
+                    gate,
+                    tokenizer,
+                    facts,
+                    api_id,
+                    Readings(),
+                    background,
+                    asyncio.Event(),
+                    key_ring,
+                )
+            finally:
+                await background.end()
 
 
 @asynccontextmanager
-async def _running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `endless` beside the body. One that fails cancels the body, and its error is raised in place of that."""
     body = asyncio.current_task()
     assert body is not None

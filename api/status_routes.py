@@ -33,8 +33,8 @@ async def health(request: Request) -> Response:
 
 @router.api_route("/readiness", methods=["GET", "POST"], response_model=None)
 async def readiness(request: Request) -> Response:
-    """As /health, and says what is missing."""
-    lacking = await _lacking(request)
+    """As /health, and says what is missing. A process that was told to end is not ready, while its streams go on."""
+    lacking = "this process is stopping" if services_of(request).stopping.is_set() else await _lacking(request)
     if lacking:
         return _json({"status": "not ready", "detail": lacking}, 503)
     return _json({"status": "ok"})

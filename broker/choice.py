@@ -53,6 +53,14 @@ class SequenceLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceProgress:
+    """How far a choice is, for whoever asked for it."""
+
+    phase: Phase | None  # None: it has ended
+    num_events: int  # published so far: its tokens, and an end without a token
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceState:
     """Where a choice stands. An unknown one reads hop 0, epoch 0, finished."""
 

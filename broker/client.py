@@ -19,6 +19,7 @@ from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.key_limits import KeyLimits
 from broker.keys import Keys
+from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
 from broker.request_log import RequestLog
 from messages import BrokerError, DecodeJob, FinishReason, PrefillJob, Role, TokenEvent
@@ -47,6 +48,7 @@ class Broker:
     registry: Registry
     cancels: Cancels
     key_limits: KeyLimits
+    readers: ReaderLeases
 
     def inbox(self, worker_id: str) -> Inbox:
         """The inbox of that worker."""
@@ -62,7 +64,8 @@ def assemble_broker(
 ) -> Broker:
     """A broker on clients that are there already (fakeredis, in fast tests)."""
     keys = Keys(key_prefix)
-    requests = RequestLog(client, keys, stream)
+    readers = ReaderLeases(client, keys, stream)
+    requests = RequestLog(client, keys, stream, readers.lease_ms)
 
     async def refuse(request_id: str, choice: int, why: str) -> None:
         await requests.finish(
@@ -81,6 +84,7 @@ def assemble_broker(
         registry=Registry(client, keys),
         cancels=Cancels(blocking_client, keys),
         key_limits=KeyLimits(client, keys),
+        readers=readers,
     )
 
 

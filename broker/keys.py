@@ -50,8 +50,12 @@ class Keys:
         """Hash `request_id:choice` -> Phase of every unfinished choice."""
         return f"{self.prefix}:active_phases"
 
+    def reader_leases(self) -> str:
+        """Sorted set of every unfinished request_id by the Redis time (ms) until which it may go without a reader."""
+        return f"{self.prefix}:reader_leases"
+
     def relay(self, api_id: str) -> str:
-        """Stream of the accepted events that one API process waits for."""
+        """Stream of the accepted events that one API process waits for; also a prefix, with an empty `api_id`."""
         return f"{self.prefix}:relay:{api_id}"
 
     def inbox(self, worker_id: str) -> str:

@@ -6,12 +6,13 @@ is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTT
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
 
 from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
-from broker.choice import Append, ChoiceState, SequenceLoad, Taken, member_of, parse_member
+from broker.choice import Append, ChoiceProgress, ChoiceState, SequenceLoad, Taken, member_of, parse_member
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP, Keys
 from broker.scripts import Argument, load_script
@@ -28,18 +29,27 @@ from messages import (
 )
 from settings import StreamSettings
 
-__all__ = ["Append", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
+__all__ = ["Append", "ChoiceProgress", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
 
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
+
+
+class CancelIf(StrEnum):
+    """What must be true of a request for it to be cancelled."""
+
+    ALWAYS = "always"
+    UNATTACHED = "unattached"  # nobody but its first reader ever read it
+    ABANDONED = "abandoned"  # it has gone without a reader for too long
 
 
 class RequestLog:
     """Records, token streams and the fence around them. Every method raises redis errors when Redis stays away."""
 
-    def __init__(self, client: Redis, keys: Keys, stream: StreamSettings) -> None:
+    def __init__(self, client: Redis, keys: Keys, stream: StreamSettings, reader_lease_ms: int) -> None:
         self._redis = client
         self._keys = keys
         self._stream = stream
+        self._reader_lease_ms = reader_lease_ms
 
     async def create(
         self, request: GenerationRequest, max_waiting: int | None = None, room: Room | None = None
@@ -61,6 +71,7 @@ class RequestLog:
                 keys.record(request_id),
                 keys.active_sizes(),
                 keys.active_phases(),
+                keys.reader_leases(),
                 *keys.queues(Role.PREFILL),
                 *keys.queues(Role.DECODE),
                 *(keys.tokens(request_id, choice) for choice in choices),
@@ -74,6 +85,7 @@ class RequestLog:
                 request.priority.rank + 1,
                 GROUP,
                 *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
+                self._reader_lease_ms,
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
             ],
         )
@@ -113,11 +125,9 @@ class RequestLog:
         """
         if not items:
             return []
-        relay_numbers: dict[str, int] = {}
         item_keys: list[str] = []
         arguments: list[Argument] = []
         for item in items:
-            relay_number = relay_numbers.setdefault(item.api_id, len(relay_numbers) + 1) if item.api_id else 0
             item_keys += [self._keys.record(item.request_id), self._keys.tokens(item.request_id, item.choice)]
             arguments += [
                 item.choice,
@@ -125,14 +135,14 @@ class RequestLog:
                 item.epoch,
                 item.index,
                 int(item.event.finish_reason is not None),
-                relay_number,
                 encode(item.event),
+                item.api_id,
             ]
-        relays = [self._keys.relay(api_id) for api_id in relay_numbers]
+        keys = self._keys
         answers = await load_script("append").run(
             self._redis,
-            [self._keys.active_sizes(), self._keys.active_phases(), *relays, *item_keys],
-            [self._stream.keep_s, self._stream.relay_max_entries, RELAY_EXPIRE_S, len(relays), *arguments],
+            [keys.active_sizes(), keys.active_phases(), keys.reader_leases(), *item_keys],
+            [self._stream.keep_s, keys.relay(""), self._stream.relay_max_entries, RELAY_EXPIRE_S, *arguments],
         )
         return [answer == 1 for answer in answers]
 
@@ -151,6 +161,7 @@ class RequestLog:
                 keys.active_sizes(),
                 keys.active_phases(),
                 keys.cancels(),
+                keys.reader_leases(),
                 *([keys.relay(api_id)] if api_id else []),
             ],
             [
@@ -164,6 +175,39 @@ class RequestLog:
             ],
         )
         return bool(answer)
+
+    async def cancel(
+        self, request: GenerationRequest, event: TokenEvent, condition: CancelIf = CancelIf.ALWAYS
+    ) -> list[int]:
+        """End what has not ended of a request with the terminal `event`; the choices that this call ended.
+
+        Like `finish`, but all choices in one step, under a condition, and every reader hears of it.
+        """
+        assert event.finish_reason is not None, "cancel() takes a terminal event"
+        keys, request_id = self._keys, request.request_id
+        answer: list[int] = await load_script("cancel").run(
+            self._redis,
+            [
+                keys.record(request_id),
+                keys.active_sizes(),
+                keys.active_phases(),
+                keys.reader_leases(),
+                keys.cancels(),
+                *(keys.tokens(request_id, choice) for choice in range(request.n)),
+            ],
+            [
+                secrets.token_hex(8),
+                condition.value,
+                request_id,
+                encode(event),
+                self._stream.keep_s,
+                keys.relay(""),
+                self._stream.relay_max_entries,
+                RELAY_EXPIRE_S,
+                request.api_id,
+            ],
+        )
+        return sorted(answer)
 
     async def hand_over(
         self,
@@ -238,6 +282,18 @@ class RequestLog:
         """The request as it was created; None when unknown."""
         data: Any = await self._redis.hget(self._keys.record(request_id), "request")
         return None if data is None else decode(data, GenerationRequest)
+
+    async def progress(self, request: GenerationRequest) -> list[ChoiceProgress]:
+        """How far each choice is, in one round trip. What is unknown reads as ended."""
+        pipeline = self._redis.pipeline(transaction=True)
+        for choice in range(request.n):
+            pipeline.hget(self._keys.active_phases(), member_of(request.request_id, choice))
+            pipeline.xlen(self._keys.tokens(request.request_id, choice))
+        answers = await pipeline.execute()
+        return [
+            ChoiceProgress(None if phase is None else Phase(phase.decode()), length)
+            for phase, length in zip(answers[::2], answers[1::2], strict=True)
+        ]
 
     async def is_finished(self, request_id: str, choice: int) -> bool:
         """Whether the choice has ended or is unknown."""

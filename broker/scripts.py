@@ -1,10 +1,11 @@
 """The Lua scripts in broker/lua/, run by their hash. This file knows how a script is run, not what any of them does.
 
 Each script is one atomic step of the protocol in docs/lifecycle.md. Redis forgets scripts when it restarts, so a hash
-it does not know is answered by sending the source along.
+it does not know is answered by sending the source along. A line `-- include NAME` stands for the text of NAME.lua.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,13 +18,19 @@ from redis.exceptions import NoScriptError
 Argument = str | bytes | int
 
 _FOLDER = Path(__file__).parent / "lua"
+_INCLUDE = re.compile(r"^-- include (\w+)$", re.MULTILINE)
+
+
+def _source(name: str) -> str:
+    text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda line: _source(line[1]), text)
 
 
 class Script:
     """One script. Running it costs one round trip, two when the server has not seen it yet."""
 
     def __init__(self, name: str) -> None:
-        self.source = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        self.source = _source(name)
         self.sha1 = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:

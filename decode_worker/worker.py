@@ -167,6 +167,8 @@ class DecodeWorker:
     async def take_in(self) -> None:
         """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon."""
         while True:
+            # Nothing is on its way here now: what was cancelled and is not here was somebody else's.
+            self.cancelled.intersection_update(one.claim.key for one in (*self.running, *self.joining))
             room = self.settings.decode.max_running - self.num_claimed
             if room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
                 await self.wait(self.room_came)
@@ -300,9 +302,7 @@ class DecodeWorker:
         if not self.cancelled:
             return
         mine = [one for one in self.running if one.claim.key in self.cancelled]
-        self.cancelled.difference_update(one.claim.key for one in mine)
-        if not self.num_pulling:
-            self.cancelled.clear()  # what is left was somebody else's
+        self.cancelled.difference_update(one.claim.key for one in mine)  # the rest may be on its way here: `take_in`
         for one in mine:
             self.retire(one)
             await self.intake.lost(one.claim)

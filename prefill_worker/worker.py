@@ -196,8 +196,11 @@ class PrefillWorker:
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
         one = running(claim)
-        while not self.start(one):
+        while not (is_cancelled := claim.key in self.cancelled) and not self.start(one):
             await self.wait_for_blocks()
+        if is_cancelled:
+            await self.intake.lost(claim)
+            return
         began = time.perf_counter()
         score = await self.on_compute_thread(lambda: self.runner.score(one.sequence))
         self.note_work(one.remaining_tokens, time.perf_counter() - began)
@@ -287,8 +290,7 @@ class PrefillWorker:
         async for key in self.broker.cancels.listen():
             if self.offers.close_all_of(key):
                 self.blocks_freed.set()
-            if any(one.claim.key == key for one in (*self.running, *self.waiting)):
-                self.cancelled.add(key)
+            self.cancelled.add(key)  # its claim may be on its way here; `drop_cancelled` forgets what is not ours
 
     async def drop_cancelled(self) -> None:
         """Stop computing for sequences that have ended."""

@@ -1,20 +1,18 @@
 -- The events of one step, each through its own fence; one refused event does not touch the others.
--- KEYS  active_sizes, active_phases, every relay, then per item record, tokens
--- ARGV  keep_s, relay_max_entries, relay_expire_s, number of relays,
---       then per item choice, member, epoch, index, 1 when terminal, number of its relay or 0, event
+-- KEYS  active_sizes, active_phases, reader_leases, then per item record, tokens
+-- ARGV  keep_s, relay prefix, relay_max_entries, relay_expire_s,
+--       then per item choice, member, epoch, index, 1 when terminal, event, api_id of the first reader or ''
 -- -> per item 1 when the event stands in the stream, else 0
-local num_relays = tonumber(ARGV[4])
-local relayed = {}
-for relay = 1, num_relays do
-  relayed[relay] = {}
-end
+-- include end_choice
+-- include relay
+local relayed, readers_in_order = {}, {}
 local answers = {}
 for item = 1, (#ARGV - 4) / 7 do
   local at = 4 + (item - 1) * 7
   local choice, member, epoch, index = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  local terminal, relay, event = ARGV[at + 5] == '1', tonumber(ARGV[at + 6]), ARGV[at + 7]
-  local record, tokens = KEYS[2 + num_relays + item * 2 - 1], KEYS[2 + num_relays + item * 2]
-  local state = redis.call('HMGET', record, 'epoch:' .. choice, 'finished:' .. choice)
+  local terminal, event = ARGV[at + 5] == '1', ARGV[at + 6]
+  local record, tokens = KEYS[3 + item * 2 - 1], KEYS[3 + item * 2]
+  local state = redis.call('HMGET', record, 'epoch:' .. choice, 'finished:' .. choice, 'readers')
   answers[item] = 0
   if state[1] == epoch then
     local length = redis.call('XLEN', tokens)
@@ -24,31 +22,23 @@ for item = 1, (#ARGV - 4) / 7 do
     elseif index == length and not state[2] then
       redis.call('XADD', tokens, (index + 1) .. '-0', 'event', event)
       answers[item] = 1
-      if relay > 0 then
-        local fields = relayed[relay]
+      for api_id in string.gmatch(state[3] or ARGV[at + 7], '%S+') do
+        local fields = relayed[api_id]
+        if not fields then
+          fields = {}
+          relayed[api_id] = fields
+          readers_in_order[#readers_in_order + 1] = api_id
+        end
         fields[#fields + 1] = member .. ':' .. index
         fields[#fields + 1] = event
       end
       if terminal then
-        redis.call('HSET', record, 'finished:' .. choice, '1')
-        redis.call('HDEL', KEYS[1], member)
-        redis.call('HDEL', KEYS[2], member)
-        redis.call('EXPIRE', tokens, ARGV[1])
-        if redis.call('HINCRBY', record, 'remaining', -1) <= 0 then
-          redis.call('EXPIRE', record, ARGV[1])
-        end
+        end_choice(record, tokens, KEYS[1], KEYS[2], KEYS[3], choice, member, '1', ARGV[1])
       end
     end
   end
 end
-for relay = 1, num_relays do
-  local fields = relayed[relay]
-  for first = 1, #fields, 4000 do -- Lua's stack holds some 8000 values
-    local last = math.min(first + 3999, #fields)
-    redis.call('XADD', KEYS[2 + relay], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, first, last))
-  end
-  if #fields > 0 then
-    redis.call('EXPIRE', KEYS[2 + relay], ARGV[3])
-  end
+for _, api_id in ipairs(readers_in_order) do
+  relay_events(ARGV[2] .. api_id, relayed[api_id], ARGV[3], ARGV[4])
 end
 return answers

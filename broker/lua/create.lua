@@ -1,11 +1,12 @@
--- A new request, if there is room for it: its record, its load, one prefill job per choice.
--- KEYS  record, active_sizes, active_phases, the prefill queue of each class, the decode queue of each class,
---       then the token stream of every choice; the most urgent class comes first
+-- A new request, if there is room for it: its record, its load, its reader's lease, one prefill job per choice.
+-- KEYS  record, active_sizes, active_phases, reader_leases, the prefill queue of each class, the decode queue of each
+--       class, then the token stream of every choice; the most urgent class comes first
 -- ARGV  nonce, request, sizes, phase, request_id, number of its class, group, then how much room there is (broker/
---       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; then the job of every choice
+--       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; lease_ms; then the job of every choice
 -- -> {"created" | "in_use" | a reason of broker/backlog.py, per class its prefill jobs, their prompt tokens and the
 --     decode jobs that nobody has taken, the decode jobs that somebody has}; the figures are those before the creation
-local NUM_CLASSES, FIRST_JOB, MOST_READ = 3, 12, 64
+-- include now
+local NUM_CLASSES, FIRST_JOB, MOST_READ = 3, 13, 64
 
 -- The queue itself is the count, and not a counter beside it: nothing can make it drift. Of a long one the oldest and
 -- the newest jobs are read, and those between are taken for their mean.
@@ -26,14 +27,14 @@ local function prompt_tokens(queue, num_jobs)
   return math.floor(tokens * num_jobs / #entries)
 end
 
-local num_choices, class = #KEYS - 3 - 2 * NUM_CLASSES, tonumber(ARGV[6])
+local num_choices, class = #KEYS - 4 - 2 * NUM_CLASSES, tonumber(ARGV[6])
 local room_jobs, room_tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 local room_sequences, sequences_per_token = tonumber(ARGV[10]), tonumber(ARGV[11])
 local answer, all_jobs, tokens_ahead, sequences_ahead, decoding = {''}, 0, 0, 0, 0
 for number = 1, NUM_CLASSES do
-  local jobs = redis.call('XLEN', KEYS[3 + number])
-  local tokens = jobs > 0 and prompt_tokens(KEYS[3 + number], jobs) or 0
-  local queue = KEYS[3 + NUM_CLASSES + number]
+  local jobs = redis.call('XLEN', KEYS[4 + number])
+  local tokens = jobs > 0 and prompt_tokens(KEYS[4 + number], jobs) or 0
+  local queue = KEYS[4 + NUM_CLASSES + number]
   local waiting, pending = redis.call('XLEN', queue), redis.pcall('XPENDING', queue, ARGV[7])
   if not pending.err then -- else there is no group yet, and nothing was taken
     waiting, decoding = math.max(0, waiting - pending[1]), decoding + pending[1]
@@ -62,14 +63,15 @@ elseif sequences_ahead + num_choices > room_sequences + tokens_ahead * sequences
   answer[1] = 'sequences'
 else
   answer[1] = 'created'
-  redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'request', ARGV[2], 'remaining', num_choices)
+  redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'request', ARGV[2], 'choices', num_choices, 'remaining', num_choices)
+  redis.call('ZADD', KEYS[4], string.format('%.0f', now_ms() + ARGV[12]), ARGV[5])
   for choice = 0, num_choices - 1 do
     local member = ARGV[5] .. ':' .. choice
-    redis.call('DEL', KEYS[4 + 2 * NUM_CLASSES + choice])
+    redis.call('DEL', KEYS[5 + 2 * NUM_CLASSES + choice])
     redis.call('HSET', KEYS[1], 'hop:' .. choice, 1, 'epoch:' .. choice, 0)
     redis.call('HSET', KEYS[2], member, ARGV[3])
     redis.call('HSET', KEYS[3], member, ARGV[4])
-    redis.call('XADD', KEYS[3 + class], '*', 'id', member, 'job', ARGV[FIRST_JOB + choice])
+    redis.call('XADD', KEYS[4 + class], '*', 'id', member, 'job', ARGV[FIRST_JOB + choice])
   end
 end
 return answer

@@ -61,8 +61,8 @@ def test_while_it_is_known_to_be_full_nothing_is_tokenized(settings: Settings, m
 
     async def main() -> None:
         async with fake_cluster(settings.model_copy(update={"queue": queue}), takes_jobs=False) as cluster:
-            waiting = await fill(cluster, 2)
             monkeypatch.setattr("api.gate.KNOWN_FOR_S", 60.0)
+            waiting = await fill(cluster, 2)
             assert (await cluster.ask(PROMPT)).status_code == 503
             num_encoded = 0
             encode = cluster.services.tokenizer.encode
