@@ -9,6 +9,7 @@ Errors:
             InvalidRequest      417  the client's fault
             QueueFull           503  too much waits already
             NoWorker            503  nobody is there to do the work
+            DeadlineExceeded    504  the time that the client gave it is over
             WorkerFailed        500  we failed at it, repeatedly
         KVTransferFailed        a pull did not deliver; the request goes back to prefill
         WireError               bytes that are no message of ours
@@ -45,15 +46,22 @@ class InvalidRequest(RequestError):
 
 
 class QueueFull(RequestError):
-    """More waits than the queue may hold."""
+    """More waits than may, or a place would come too late. `retry_after_s`: when one is expected."""
 
     status = 503
+    retry_after_s = 1
 
 
 class NoWorker(RequestError):
     """No live worker of a needed role."""
 
     status = 503
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time was over before it ended."""
+
+    status = 504
 
 
 class WorkerFailed(RequestError):
@@ -130,11 +138,19 @@ class Phase(StrEnum):
 
 
 class Priority(StrEnum):
-    """Which waiting request goes first."""
+    """Which waiting request goes first; the members are in that order."""
 
     HIGH = "high"
     NORMAL = "normal"
     LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most urgent."""
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 class WorkerState(StrEnum):
@@ -299,6 +315,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     export: PoolExport | None = None  # a prefill worker's pool
     transfers: dict[str, TransferCount] = {}  # a decode worker's pulls, by transport
     gpus: tuple[str, ...] = ()  # UUIDs it has leased
+    max_running: int = 0  # sequences it runs at once
+    tokens_per_s: float = 0.0  # a prefill worker's prompt tokens per second of work, of late; 0: not known yet
+    sequence_s: float = 0.0  # seconds that a sequence stays in a decode worker's batch, of late; 0: not known yet
+    prefilled_tokens: int = 0  # tokens that a prefill worker has computed since its start
 
 
 Job = PrefillJob | DecodeJob

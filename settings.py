@@ -18,6 +18,8 @@ ENV_PREFIX = "PDQ_"
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Limit = Annotated[int, Field(ge=0)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TransportKind = Literal["shared_memory", "cuda_ipc", "nixl", "nccl", "gloo"]
@@ -33,6 +35,7 @@ class RedisSettings(Section):
     """Where the queues live."""
 
     url: str = Field("redis://127.0.0.1:6379/0", description="Redis address: redis://, rediss:// or unix://.")
+    username: str = Field("", description="Redis user (ACL); empty: the URL's, else Redis's `default`.")
     password_file: Path | None = Field(None, description="File holding the Redis password; keeps it out of the URL.")
     key_prefix: str = Field(
         "pdq",
@@ -107,6 +110,11 @@ class PrefillSettings(Section):
     tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one prefill worker splits over.")
     token_budget: Count = Field(512, description="Most prompt tokens computed in one step (chunked prefill).")
     max_running: Count = Field(64, description="Most sequences in prefill at once.")
+    max_ahead: Count = Field(
+        16,
+        description="Most sequences that one prefill worker has prefilled and no decode worker has pulled; beyond, it "
+        "takes no job.",
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 
 
@@ -137,7 +145,34 @@ class GpuSettings(Section):
 class QueueSettings(Section):
     """The job queues and who owns what on them."""
 
-    max_waiting: Count = Field(512, description="Most jobs in the prefill queue; above it new requests get 503.")
+    max_waiting: Count = Field(
+        512, description="Most jobs in the prefill queue, of all priorities together; above it new requests get 503."
+    )
+    normal_share: Share = Field(0.9, description="Share of max_waiting up to which normal requests are let in.")
+    low_share: Share = Field(0.5, description="Share of max_waiting up to which low requests are let in.")
+    ttft_limit_s: float = Field(
+        10.0,
+        ge=0,
+        description="A request whose first token would come later than this gets 503, judged by the prompt tokens that "
+        "wait and the rate of the prefill workers; 0: no limit.",
+    )
+    stall_limit_s: float = Field(
+        10.0,
+        ge=0,
+        description="A request that would wait longer than this for a place in a decode batch, its prefill's time not "
+        "counted, gets 503; 0: no limit.",
+    )
+    turn_every: int = Field(
+        8,
+        ge=3,
+        description="Of so many jobs that a worker takes, one is low and another one normal if there is one, whatever "
+        "is more urgent.",
+    )
+    clock_tolerance_s: float = Field(
+        0.5,
+        ge=0,
+        description="How far the clocks of the hosts may differ: a worker ends a request so long after its deadline.",
+    )
     lease_s: Seconds = Field(
         2.0, description="A worker that renews nothing for this long is dead; its jobs are reclaimed."
     )
@@ -171,14 +206,32 @@ class ApiSettings(Section):
     no_worker_timeout_s: Seconds = Field(
         30.0, description="With no live worker of a role for this long, waiting requests end in an error."
     )
+    request_timeout_s: float = Field(
+        0.0, ge=0, description="Time of a request that brings no X-Request-Timeout; 0: as long as it takes."
+    )
+    max_request_timeout_s: Seconds = Field(86400.0, description="Largest X-Request-Timeout.")
     max_body_bytes: Count = Field(32 << 20, description="Largest request body.")
     max_header_bytes: Count = Field(64 << 10, description="Largest request head.")
+    arrival_timeout_s: Seconds = Field(30.0, description="How long a request's head, then its body, may take to come.")
     max_best_of: Count = Field(8, description="Largest best_of and n.")
     max_stop_sequences: Count = Field(10, description="Most stop sequences of one request.")
     max_stop_tokens: Count = Field(256, description="Most tokens (or characters) of one stop sequence.")
     max_allowed_token_ids: Count = Field(256, description="Most entries of allowed_token_ids.")
     max_logit_bias: Count = Field(300, description="Most entries of logit_bias.")
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
+
+
+class SecuritySettings(Section):
+    """Who may use the API, and how much of it."""
+
+    keys_file: Path | None = Field(
+        None, description="File of API keys (`pdq key new` writes it); empty: no key is asked for, the API is open."
+    )
+    requests_per_min: Limit = Field(0, description="Requests a minute of a key that names no limit; 0: no limit.")
+    tokens_per_min: Limit = Field(
+        0, description="Prompt and output tokens a minute of a key that names no limit; 0: no limit."
+    )
+    max_in_flight: Limit = Field(0, description="Requests at once of a key that names no limit; 0: no limit.")
 
 
 class LogSettings(Section):
@@ -205,6 +258,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     stream: StreamSettings = StreamSettings()
     api: ApiSettings = ApiSettings()
+    security: SecuritySettings = SecuritySettings()
     log: LogSettings = LogSettings()
 
 

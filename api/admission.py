@@ -4,8 +4,8 @@ Knows LightLLM's envelope, the parameters and the cluster's limits; writes nothi
 the first byte of an answer.
 """
 
+import math
 import secrets
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,10 +14,14 @@ from starlette.requests import Request
 
 from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE
 from api.errors import BodyTooLarge, WrongModel
+from api.forecast import Asked
 from api.health import largest_request_tokens, needed_roles
+from api.key_lease import lease_of
 from api.parameters import MAX_SEED, Parameters, parse_parameters
 from api.resuming import is_detached
 from api.services import Services
+from api.terms import read_priority, read_timeout_s
+from broker.deadline import now_ms
 from messages import (
     AnswerParams,
     GenerationRequest,
@@ -86,7 +90,8 @@ def check_multimodal(body: Body) -> None:
 async def admit_generate(
     request: Request, body: Body, services: Services, *, is_stream: bool = False
 ) -> GenerationRequest:
-    """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker."""
+    """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker, TooManyRequests,
+    Refused."""
     prompt = required(body, "inputs")
     parameters = read_parameters(body, services)
     if is_stream and parameters.n != 1:
@@ -108,7 +113,7 @@ async def admit_generate(
 
 
 async def admit_score(request: Request, body: Body, services: Services) -> GenerationRequest:
-    """A request of /get_score; its parameters are never read. Raises InvalidRequest, WrongModel, NoWorker."""
+    """A request of /get_score; its parameters are never read. Raises as `admit_generate`."""
     prompt = required(body, "chat")
     check_multimodal(body)
     if not services.facts.is_reward:
@@ -129,6 +134,9 @@ async def _admit(
     answer: AnswerParams,
     kind: Literal["generate", "score"] = "generate",
 ) -> GenerationRequest:
+    arrived_ms = now_ms()
+    priority, timeout_s = read_priority(request.headers), read_timeout_s(request.headers, services.settings.api)
+    await services.gate.check(Asked(priority, n, 0, timeout_s))
     workers = await services.view.workers()
     ready = [worker for worker in workers if worker.state == WorkerState.READY]
     limit = largest_request_tokens(
@@ -142,16 +150,21 @@ async def _admit(
             f"the input prompt token len {len(token_ids)} + max_new_tokens {sampling.max_new_tokens} > {limit}"
         )
     check_workers(services, {worker.role for worker in workers})
+    request_id = request.scope["pdq.request_id"]
+    if (lease := lease_of(request.scope)) is not None:
+        request_id = await lease.reserve(request_id, len(token_ids), sampling.max_new_tokens, n)
     return GenerationRequest(
-        request_id=request.scope["pdq.request_id"],
+        request_id=request_id,
         prompt_token_ids=token_ids,
         sampling=sampling,
         output=output,
         n=n,
         kind=kind,
         api_id=services.api_id,
-        created_ms=time.time_ns() // 1_000_000,
+        created_ms=arrived_ms,
         owner=owner_of(request),
+        priority=priority,
+        deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
         is_detached=is_detached(request),
         answer=answer,
     )
@@ -185,6 +198,8 @@ async def tokenize(prompt: object, add_special_tokens: bool, limit: int, service
         return await services.tokenizer.encode(prompt, add_special_tokens)
     if prompt is None or isinstance(prompt, int | float):
         raise InvalidRequest(f"'{type(prompt).__name__}' object is not iterable")
+    if isinstance(prompt, list) and len(prompt) > limit:  # before the ids are looked at one by one
+        raise InvalidRequest(f"the input prompt of {len(prompt)} ids has more than {limit} tokens")
     if not isinstance(prompt, list) or not all(type(token_id) is int for token_id in prompt):
         raise InvalidRequest(f"prompt format error, get type{type(prompt)}")
     if any(token_id >= services.facts.vocab_size for token_id in prompt):

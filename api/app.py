@@ -1,12 +1,15 @@
-"""The ASGI application: routes, errors, the request id.
+"""The ASGI application: routes, errors, the request id, who may pass.
 
 Knows how the HTTP side is put together; opens nothing (services.py does) and serves nothing (server.py does).
 """
 
 from fastapi import FastAPI
 from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
 
 from api import errors, lightllm_routes, request_routes, status_routes
+from api.head_bound import HeadBound
+from api.key_gate import KeyGate
 from api.request_id import RequestId
 from api.services import Services
 from messages import RequestError
@@ -16,9 +19,13 @@ def create_app(services: Services) -> FastAPI:
     """The application over open `services`."""
     app = FastAPI(title="pdq", description="LightLLM's API over disaggregated prefill and decode workers.")
     app.state.services = services
+    # The last one added is the first one asked.
+    app.add_middleware(KeyGate, services=services)
+    app.add_middleware(HeadBound, max_bytes=services.settings.api.max_header_bytes)
     app.add_middleware(RequestId)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(RedisError, errors.on_redis_error)
+    app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)
     app.include_router(request_routes.router)

@@ -4,11 +4,10 @@ Pure. An int field takes an int, a float field a number, a bool field anything (
 it means the default.
 """
 
-import math
-
 from messages import InvalidRequest
 
 MAX_INT32 = 2**31 - 1
+MAX_FLOAT32 = 3.4028234663852886e38  # what the sampler computes in
 
 
 def to_int(name: str, value: object, low: int = -(2**31), high: int = MAX_INT32) -> int:
@@ -21,13 +20,12 @@ def to_int(name: str, value: object, low: int = -(2**31), high: int = MAX_INT32)
 
 
 def to_float(name: str, value: object) -> float:
-    """`value` as a finite float. Raises InvalidRequest for anything but a number."""
+    """`value` as a float that is finite in 32 bits. Raises InvalidRequest for anything but a number."""
     if not isinstance(value, int | float):
         raise InvalidRequest(f"must be real number, not {type(value).__name__}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise InvalidRequest(f"{name} must be finite, got {number}")
-    return number
+    if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # also refuses NaN, and an int that no float can hold
+        raise InvalidRequest(f"{name} must be finite and fit into 32 bits")
+    return float(value)
 
 
 def to_token_ids(name: str, value: object) -> list[int]:

@@ -3,6 +3,7 @@
 Knows the error tree of messages.py and HTTP; knows no route. Every client error is a 417, never a 422.
 """
 
+import math
 from collections.abc import Mapping
 
 import orjson
@@ -10,12 +11,14 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from messages import FinishReason, RequestError, TokenEvent, WorkerFailed
+from messages import FinishReason, QueueFull, RequestError, TokenEvent, WorkerFailed
 from telemetry import get_logger
 
 log = get_logger()
 
 RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
+MAX_MESSAGE_CHARS = 1000  # a message names what the client sent, which may be as long as the body
 BROKER_LOST = "Server is busy, its queue can not be reached (Status code: 503)"
 
 
@@ -23,6 +26,16 @@ class BodyTooLarge(RequestError):
     """The request's body is longer than settings.api.max_body_bytes."""
 
     status = 413
+
+
+class TooManyRequests(RequestError):
+    """The API key has used up one of its limits."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 class WrongModel(RequestError):
@@ -45,17 +58,20 @@ def failure(event: TokenEvent) -> RequestError:
     return error
 
 
-def message_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"message": message}`; a 503 tells when to come again."""
+def message_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None, retry_after_s: int = RETRY_AFTER_S
+) -> Response:
+    """`{"message": message}`; a 503 and a 429 tell when to come again."""
     extra = dict(headers or {})
-    if status == 503:
-        extra["Retry-After"] = str(RETRY_AFTER_S)
-    return Response(orjson.dumps({"message": message}), status, extra, "application/json")
+    if status in (429, 503):
+        extra["Retry-After"] = str(retry_after_s)
+    return Response(orjson.dumps({"message": message[:MAX_MESSAGE_CHARS]}), status, extra, "application/json")
 
 
 def error_response(error: RequestError, prefix: str = "") -> Response:
     """The answer to a request that ended in `error`."""
-    return message_response(error.status, f"{prefix}{error}")
+    retry_after_s = error.retry_after_s if isinstance(error, QueueFull | TooManyRequests) else RETRY_AFTER_S
+    return message_response(error.status, f"{prefix}{error}", retry_after_s=retry_after_s)
 
 
 def stream_failure(error: RequestError | RedisError) -> RequestError:
@@ -80,6 +96,11 @@ async def on_redis_error(_: Request, error: Exception) -> Response:
     """FastAPI's handler for a Redis that is away for longer than the client's retries."""
     assert isinstance(error, RedisError)
     return error_response(_broker_lost(error))
+
+
+async def on_client_left(_: Request, __: Exception) -> Response:
+    """FastAPI's handler for a client that left before its body was whole."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def on_defect(request: Request, _: Exception) -> Response:

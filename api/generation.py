@@ -20,6 +20,7 @@ from api.frames import OutputToken
 from api.health import needed_roles
 from api.output import Output
 from api.services import Services
+from broker.deadline import deadline_error, deadline_event, is_past, now_ms
 from broker.relay import Subscription
 from broker.request_log import CancelIf
 from messages import FinishReason, GenerationRequest, InvalidRequest, NoWorker, QueueFull, RequestError, TokenEvent
@@ -119,10 +120,13 @@ class Generation:
         quiet_since = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(QUIET_CHECK_S):
+                async with asyncio.timeout(self._patience_s()):
                     _, event = await subscription.get()
                 return event
             except TimeoutError:
+                if is_past(self.request, now_ms()):
+                    await self._finish(choice, deadline_event(self.request))
+                    raise deadline_error(self.request) from None
                 role, absent_s = self._services.view.longest_absent(roles)
                 quiet_s = time.monotonic() - quiet_since
                 # Quiet as well as absent: one worker of the other role may still be streaming.
@@ -132,6 +136,13 @@ class Generation:
                 event = TokenEvent(finish_reason=FinishReason.ERROR, error=str(error), error_status=error.status)
                 await self._finish(choice, event)
                 raise error from None
+
+    def _patience_s(self) -> float:
+        """Until there is something to look at: the deadline, or who is left."""
+        if not self.request.deadline_ms:
+            return QUIET_CHECK_S
+        # A millisecond more: at the very deadline it is not past.
+        return min(QUIET_CHECK_S, max(0.0, (self.request.deadline_ms + 1 - now_ms()) / 1000))
 
     async def _finish(self, choice: int, event: TokenEvent) -> None:
         """End `choice` from our side. A Redis that is away costs wasted work, not the answer."""
@@ -181,7 +192,7 @@ class Generation:
             await self._create_under_another_id()
 
     async def _create(self) -> None:
-        await self._services.broker.requests.create(self.request, self._services.settings.queue.max_waiting)
+        await self._services.gate.create(self.request)
 
     async def _create_under_another_id(self) -> None:
         """A client may send the same X-Request-Id again and again; LightLLM's do."""

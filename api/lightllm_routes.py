@@ -19,7 +19,7 @@ from api.admission import (
 )
 from api.answers import body_of, frames_of, score_body_of
 from api.disconnect import ClientLeft, while_connected
-from api.errors import error_response
+from api.errors import CLIENT_CLOSED_REQUEST, error_response
 from api.event_stream import EventStream
 from api.frames import tokens_body
 from api.generation import Departure, Generation
@@ -30,7 +30,6 @@ from messages import GenerationRequest, RequestError
 
 router = APIRouter()
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
 MAX_COUNTED_TOKENS = 1 << 24  # /tokens only counts, so the cluster's limit does not bound it; the body's size does
 
 

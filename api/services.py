@@ -15,6 +15,8 @@ from starlette.requests import Request
 from api.background import Background
 from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
+from api.gate import Gate
+from api.key_ring import KeyRing, open_key_ring
 from api.model_facts import ModelFacts
 from api.readings import Readings
 from api.tokenizer import Tokenizer
@@ -31,28 +33,43 @@ class Services:
     broker: Broker
     relay: RelayReader
     view: ClusterView
+    gate: Gate
     tokenizer: Tokenizer
     facts: ModelFacts
     api_id: str
     readings: Readings
     background: Background
     stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
+    key_ring: KeyRing | None = None  # None: no keys are asked for
 
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Services with their background tasks running. Raises StartupError. A task that fails ends the process."""
+    key_ring = open_key_ring(settings.security)
     facts = ModelFacts.from_dir(settings.model)
     tokenizer = Tokenizer.from_dir(facts.path)
     api_id = f"api-{uuid.uuid4().hex[:12]}"
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         relay = RelayReader(broker, api_id)
         view = ClusterView(broker, settings.api)
+        gate = Gate(broker.requests, view, settings.queue)
         background = Background()
         async with running(relay.run(), view.watch()):
             try:
                 yield Services(
-                    settings, broker, relay, view, tokenizer, facts, api_id, Readings(), background, asyncio.Event()
+                    settings,
+                    broker,
+                    relay,
+                    view,
+                    gate,
+                    tokenizer,
+                    facts,
+                    api_id,
+                    Readings(),
+                    background,
+                    asyncio.Event(),
+                    key_ring,
                 )
             finally:
                 await background.end()

@@ -33,8 +33,8 @@ async def health(request: Request) -> Response:
 
 @router.api_route("/readiness", methods=["GET", "POST"], response_model=None)
 async def readiness(request: Request) -> Response:
-    """As /health, and says what is missing."""
-    lacking = await _lacking(request)
+    """As /health, and says what is missing. A process that was told to end is not ready, while its streams go on."""
+    lacking = "this process is stopping" if services_of(request).stopping.is_set() else await _lacking(request)
     if lacking:
         return _json({"status": "not ready", "detail": lacking}, 503)
     return _json({"status": "ok"})
@@ -70,9 +70,14 @@ async def get_token_load(request: Request) -> Response:
 
 @router.get("/metrics", response_model=None)
 async def metrics(request: Request) -> Response:
-    """The workers' figures in Prometheus' text format."""
-    workers = await services_of(request).view.workers()
-    return Response(exposition(workers), headers={"content-type": CONTENT_TYPE_LATEST})
+    """The figures of workers and queues in Prometheus' text format."""
+    services = services_of(request)
+    broker = services.broker
+    depths = {
+        Role.PREFILL: await broker.prefill_queue.depths(),
+        Role.DECODE: await broker.decode_queue.depths(),
+    }
+    return Response(exposition(await services.view.workers(), depths), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _lacking(request: Request) -> str:

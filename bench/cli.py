@@ -28,6 +28,7 @@ from bench.options import (
     StyleName,
     Url,
 )
+from bench.overload import overload
 from bench.prompts import PromptSource, prompt_source
 from bench.queue_path_cli import queue_path
 from bench.report import Limits, summarize
@@ -38,6 +39,7 @@ from bench.workload import Overrides, Workload, build_workload, warmup_of
 
 app = typer.Typer(help="Measure a server: load, latencies, goodput.", invoke_without_command=True)
 app.command("queue-path")(queue_path)
+app.command("overload")(overload)
 
 
 @app.callback()

@@ -17,6 +17,7 @@ from broker.cancels import Cancels
 from broker.connection import PROMPT_CLASSES
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
+from broker.key_limits import KeyLimits
 from broker.keys import Keys
 from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
@@ -46,6 +47,7 @@ class Broker:
     decode_queue: JobQueue[DecodeJob]
     registry: Registry
     cancels: Cancels
+    key_limits: KeyLimits
     readers: ReaderLeases
 
     def inbox(self, worker_id: str) -> Inbox:
@@ -81,6 +83,7 @@ def assemble_broker(
         decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),
         registry=Registry(client, keys),
         cancels=Cancels(blocking_client, keys),
+        key_limits=KeyLimits(client, keys),
         readers=readers,
     )
 
@@ -141,7 +144,10 @@ def _connection_options(settings: RedisSettings) -> dict[str, Any]:
         "socket_connect_timeout": settings.connect_timeout_s,
         "decode_responses": False,
         "protocol": 2,
+        "driver_info": None,  # no CLIENT SETINFO: one command less to allow, and to wait for
     }
+    if settings.username:
+        options["username"] = settings.username
     if settings.password_file is not None:
         try:
             options["password"] = settings.password_file.read_text(encoding="utf-8").strip()

@@ -42,7 +42,7 @@ class Heartbeat:
         self._heartbeat_s = queue_settings.heartbeat_s
         # The next beat is the retry; a beat that hangs longer than half a lease would cost the lease.
         self._redis = open_sync_redis(redis_settings, timeout_s=queue_settings.lease_s / 2)
-        self._held: dict[bytes, Role] = {}
+        self._held: set[tuple[str, bytes]] = set()  # (queue, entry id); ids of two classes may be equal
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -78,17 +78,20 @@ class Heartbeat:
     def hold(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
         """Renew this entry from the next beat on."""
         with self._lock:
-            self._held[entry.entry_id] = entry.queue
+            self._held.add(self._place(entry))
 
     def drop(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
         """Renew it no more; harmless when it is not held."""
         with self._lock:
-            self._held.pop(entry.entry_id, None)
+            self._held.discard(self._place(entry))
 
-    def holds(self, entry_id: bytes) -> bool:
+    def holds(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> bool:
         """Whether the entry is being renewed; one that another worker reclaimed no longer is."""
         with self._lock:
-            return entry_id in self._held
+            return self._place(entry) in self._held
+
+    def _place(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> tuple[str, bytes]:
+        return self._keys.queue(entry.queue, entry.priority), entry.entry_id
 
     def _run(self) -> None:
         while not self._stopping:
@@ -100,16 +103,22 @@ class Heartbeat:
 
     def _beat(self) -> None:
         with self._lock:
-            held = dict(self._held)
+            held = list(self._held)
         try:
-            lost: list[bytes] = load_script("heartbeat").run_sync(
+            lost: list[int] = load_script("heartbeat").run_sync(
                 self._redis,
                 [
                     self._keys.workers(),
                     self._keys.worker_leases(),
-                    *(self._keys.queue(queue) for queue in held.values()),
+                    *(queue for queue, _ in held),
                 ],
-                [GROUP, self._worker_id, self._lease_ms, encode(self._read_status()), *held],
+                [
+                    GROUP,
+                    self._worker_id,
+                    self._lease_ms,
+                    encode(self._read_status()),
+                    *(entry_id for _, entry_id in held),
+                ],
             )
         except RedisError as error:
             if not self._failing:
@@ -122,5 +131,4 @@ class Heartbeat:
         if lost:
             log.info("lease_lost", entries=len(lost))
             with self._lock:
-                for entry_id in lost:
-                    self._held.pop(entry_id, None)
+                self._held.difference_update(held[number - 1] for number in lost)

@@ -5,14 +5,16 @@ log and the heartbeat; knows nothing of models, blocks or batches.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from broker.client import Broker
+from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
-from broker.job_queue import JobQueue, QueueEntry
+from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
 from broker.request_log import Append, Taken
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent
 from settings import QueueSettings
 from telemetry import get_logger
 
@@ -37,6 +39,11 @@ class Claim(Generic[JobT]):
     def key(self) -> tuple[str, int]:
         """(request_id, choice): what cancels and states are named by."""
         return self.job.request_id, self.job.choice
+
+    @property
+    def priority(self) -> Priority:
+        """The class of the queue that it came by, hence of its request."""
+        return self.entry.priority
 
     @property
     def attempt(self) -> int:
@@ -67,36 +74,49 @@ class Intake(Generic[JobT]):
         self._worker_id, self._phase = worker_id, phase
         self._reclaim_every_s = settings.lease_s / 4
         self._max_deliveries = settings.max_deliveries
+        self._clock_tolerance_s = settings.clock_tolerance_s
         self._reclaim_at = 0.0
 
-    async def next_claims(self, count: int, block_ms: int) -> list[Claim[JobT]]:
-        """Up to `count` jobs, the dead workers' first. Waits at most `block_ms` (0: not at all) for new ones."""
+    async def next_claims(
+        self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS
+    ) -> list[Claim[JobT]]:
+        """Up to `count` jobs of `classes`, the dead workers' first. Waits at most `block_ms` (0: not at all) for new
+        ones. A job whose time is over is ended here and not among them."""
         # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
         assert self._heartbeat.is_alive, "the heartbeat thread has ended"
         entries: list[QueueEntry[JobT]] = []
         if time.monotonic() >= self._reclaim_at:
-            reclaimed = await self._queue.reclaim(self._worker_id, count)
+            reclaimed = await self._queue.reclaim(self._worker_id, count, classes)
             # Our own can be among them, after a beat that came late; they are being worked on.
-            entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry.entry_id)]
+            entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
             if len(reclaimed) < count:  # else there may be more, and every one of them has a client that waits
                 self._reclaim_at = time.monotonic() + self._reclaim_every_s
             for entry in entries:
                 log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
         if len(entries) < count:
-            entries += await self._queue.take(self._worker_id, count - len(entries), 0 if entries else block_ms)
+            wait_ms = 0 if entries else block_ms
+            entries += await self._queue.take(self._worker_id, count - len(entries), wait_ms, classes)
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
             taken = await self._broker.requests.take(entry.job, self._phase)
             if taken is None:  # finished, cancelled, or left over from a hand-over that already happened
                 await self._let_go(entry)
+                continue
+            claim = Claim(entry, taken)
+            if self.is_late(claim):
+                await self.expire(claim)
             else:
-                claims.append(Claim(entry, taken))
+                claims.append(claim)
         return claims
 
     def is_poison(self, claim: Claim[JobT]) -> bool:
         """Whether the job took too many workers down to be tried again."""
         return claim.attempt >= self._max_deliveries
+
+    def is_late(self, claim: Claim[JobT]) -> bool:
+        """Whether the request's deadline is past by more than the hosts' clocks may differ."""
+        return is_past(claim.taken.request, now_ms(), self._clock_tolerance_s)
 
     async def done(self, claim: Claim[JobT]) -> None:
         """The sequence has ended: acknowledge."""
@@ -119,10 +139,17 @@ class Intake(Generic[JobT]):
 
     async def fail(self, claim: Claim[JobT], message: str, status: int = 500) -> None:
         """End the sequence with an error."""
-        event = TokenEvent(finish_reason=FinishReason.ERROR, error=message, error_status=status)
+        log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)
+        await self._end(claim, TokenEvent(finish_reason=FinishReason.ERROR, error=message, error_status=status))
+
+    async def expire(self, claim: Claim[JobT]) -> None:
+        """End a sequence that is late."""
+        log.info("request_expired", request_id=claim.job.request_id, choice=claim.job.choice, phase=self._phase)
+        await self._end(claim, deadline_event(claim.taken.request))
+
+    async def _end(self, claim: Claim[JobT], event: TokenEvent) -> None:
         index = len(await self._broker.requests.read(*claim.key))
         (accepted,) = await self._broker.requests.append([claim.next_event(event, index)])
-        log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)
         await (self.done(claim) if accepted else self.lost(claim))
 
     async def _let_go(self, entry: QueueEntry[JobT]) -> None:

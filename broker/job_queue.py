@@ -1,4 +1,4 @@
-"""A job queue: a Redis stream and its consumer group, where taking an entry leases it.
+"""A job queue: a Redis stream per class, each with its consumer group, where taking an entry leases it.
 
 An entry belongs to the worker that took it until it is acknowledged; if nothing renews it (broker/heartbeat.py) for
 `lease_s`, anyone may reclaim it. So an entry can be delivered twice; what that may do is the fence's business
@@ -15,7 +15,8 @@ from redis.exceptions import ResponseError
 from broker.choice import parse_member
 from broker.keys import GROUP, Keys
 from broker.scripts import load_script
-from messages import DecodeJob, PrefillJob, Role, WireError, decode
+from broker.turns import first_choices
+from messages import DecodeJob, PrefillJob, Priority, Role, WireError, decode
 from settings import QueueSettings
 from telemetry import get_logger
 
@@ -23,6 +24,7 @@ JobT = TypeVar("JobT", PrefillJob, DecodeJob)
 
 # A longer wait is cut short, so that the socket timeout of blocking connections stays above it.
 MAX_BLOCK_MS = 10_000
+EVERY_CLASS = tuple(Priority)
 
 log = get_logger()
 
@@ -35,6 +37,7 @@ class QueueEntry(Generic[JobT]):
     entry_id: bytes
     job: JobT
     deliveries: int  # 1: never before; a reclaim counts, a renewal does not
+    priority: Priority = Priority.NORMAL  # the class whose stream it is in; it stays in it through hand-overs
 
 
 class JobQueue(Generic[JobT]):
@@ -53,64 +56,105 @@ class JobQueue(Generic[JobT]):
         """`refuse(request_id, choice, why)` ends a choice whose job cannot be read."""
         self._redis = client
         self._blocking_redis = blocking_client
-        self._key = keys.queue(role)
+        self._keys = {priority: keys.queue(role, priority) for priority in Priority}
+        self._classes = {key.encode(): priority for priority, key in self._keys.items()}
+        self._turn_every = settings.turn_every
+        self._num_taken = 0
         self._lease_ms = round(settings.lease_s * 1000)
         self._role = role
         self._job_type: type[JobT] = job_type
         self._refuse = refuse
 
     async def ensure(self) -> None:
-        """Create the consumer group unless it exists. From entry 0 on: what waits already is to be delivered."""
-        try:
-            await self._redis.xgroup_create(self._key, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+        """Create the consumer groups unless they exist. From entry 0 on: what waits already is to be delivered."""
+        for key in self._keys.values():
+            try:
+                await self._redis.xgroup_create(key, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
 
-    async def take(self, worker_id: str, count: int, block_ms: int = 0) -> "list[QueueEntry[JobT]]":
-        """At most `count` new entries; when there is none, wait up to `block_ms` (0: do not wait).
+    async def take(
+        self, worker_id: str, count: int, block_ms: int = 0, classes: Sequence[Priority] = EVERY_CLASS
+    ) -> "list[QueueEntry[JobT]]":
+        """At most `count` new entries of `classes` (the most urgent first), in the order of broker/turns.py; when
+        there is none, wait up to `block_ms` (0: do not wait) for one.
 
         A cancelled wait may leave entries delivered but unseen; they are reclaimed after `lease_s` like a dead
         worker's.
         """
         if count < 1:
             return []
-        block = min(block_ms, MAX_BLOCK_MS) if block_ms > 0 else None  # to Redis, 0 would mean for ever
-        client = self._redis if block is None else self._blocking_redis
         try:
-            streams: Any = await client.xreadgroup(GROUP, worker_id, {self._key: ">"}, count=count, block=block)
+            rows = await self._fetch_or_wait(worker_id, count, block_ms, classes)
         except ResponseError as error:
             await self._restore_group(error)
-            streams = await client.xreadgroup(GROUP, worker_id, {self._key: ">"}, count=count, block=block)
-        return await self._entries([(entry_id, 1, fields) for _, rows in streams or [] for entry_id, fields in rows])
+            rows = await self._fetch_or_wait(worker_id, count, block_ms, classes)
+        self._num_taken += len(rows)
+        return await self._entries(rows)
 
     async def ack(self, entries: "Sequence[QueueEntry[JobT]]") -> None:
         """Remove entries whose work is done: their choice ended here, or `take` of the request log said None.
 
         A worker that was refused uses `RequestLog.ack_if_stale` instead.
         """
-        await self._remove([entry.entry_id for entry in entries])
+        await self._remove([(entry.priority, entry.entry_id) for entry in entries])
 
-    async def reclaim(self, worker_id: str, count: int) -> "list[QueueEntry[JobT]]":
-        """At most `count` entries that nobody renewed for `lease_s`, now this worker's. Forgets gone consumers."""
+    async def reclaim(
+        self, worker_id: str, count: int, classes: Sequence[Priority] = EVERY_CLASS
+    ) -> "list[QueueEntry[JobT]]":
+        """At most `count` entries of `classes` that nobody renewed for `lease_s`, now this worker's. Forgets gone
+        consumers."""
         try:
             rows = await load_script("reclaim").run(
-                self._redis, [self._key], [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms]
+                self._redis,
+                [self._keys[priority] for priority in classes],
+                [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms],
             )
         except ResponseError as error:
             await self._restore_group(error)
             return []
         return await self._entries(
             [
-                (entry_id, deliveries, dict(zip(fields[::2], fields[1::2], strict=True)))
-                for entry_id, deliveries, fields in rows
+                (classes[number - 1], entry_id, deliveries, _fields_of(fields))
+                for number, entry_id, deliveries, fields in rows
             ]
         )
 
     async def depth(self) -> int:
-        """Entries waiting or being worked on."""
-        length: int = await self._redis.xlen(self._key)
-        return length
+        """Entries waiting or being worked on, of all classes."""
+        return sum((await self.depths()).values())
+
+    async def depths(self) -> dict[Priority, int]:
+        """Entries waiting or being worked on, by class."""
+        pipeline = self._redis.pipeline(transaction=True)
+        for key in self._keys.values():
+            pipeline.xlen(key)
+        return dict(zip(self._keys, await pipeline.execute(), strict=True))
+
+    async def _fetch_or_wait(
+        self, worker_id: str, count: int, block_ms: int, classes: Sequence[Priority]
+    ) -> "list[_Row]":
+        choices = first_choices(self._num_taken, count, self._turn_every)
+        first_looks: list[int] = [classes.index(choice) + 1 if choice in classes else 1 for choice in choices]
+        rows = await load_script("fetch").run(
+            self._redis, [self._keys[priority] for priority in classes], [GROUP, worker_id, *first_looks]
+        )
+        if rows or block_ms <= 0:
+            return [(classes[number - 1], entry_id, 1, _fields_of(fields)) for number, entry_id, fields in rows]
+        return await self._wait(worker_id, min(block_ms, MAX_BLOCK_MS), classes)
+
+    async def _wait(self, worker_id: str, block_ms: int, classes: Sequence[Priority]) -> "list[_Row]":
+        streams: Any = await self._blocking_redis.xreadgroup(
+            GROUP, worker_id, {self._keys[priority]: ">" for priority in classes}, count=1, block=block_ms
+        )
+        rows = [
+            (self._classes[key], entry_id, 1, fields) for key, entries in streams or [] for entry_id, fields in entries
+        ]
+        # One of each class, if several came since the fetch; only one was asked for.
+        for priority, entry_id, _, _ in rows[1:]:
+            await load_script("put_back").run(self._redis, [self._keys[priority]], [GROUP, worker_id, entry_id])
+        return rows[:1]
 
     async def _restore_group(self, error: ResponseError) -> None:
         # A Redis that lost its data also lost the group; UNBLOCKED is how a blocked read hears of it. Redis 6 puts
@@ -120,17 +164,18 @@ class JobQueue(Generic[JobT]):
         log.info("queue_group_missing", queue=self._role.value)
         await self.ensure()
 
-    async def _remove(self, entry_ids: Sequence[bytes]) -> None:
-        if entry_ids:
+    async def _remove(self, places: Sequence[tuple[Priority, bytes]]) -> None:
+        if places:
             pipeline = self._redis.pipeline(transaction=True)
-            pipeline.xack(self._key, GROUP, *entry_ids)
-            pipeline.xdel(self._key, *entry_ids)
+            for priority, entry_id in places:
+                pipeline.xack(self._keys[priority], GROUP, entry_id)
+                pipeline.xdel(self._keys[priority], entry_id)
             await pipeline.execute()
 
-    async def _entries(self, rows: Sequence[tuple[bytes, int, dict[bytes, bytes]]]) -> "list[QueueEntry[JobT]]":
+    async def _entries(self, rows: "Sequence[_Row]") -> "list[QueueEntry[JobT]]":
         """The readable rows; the choice of an unreadable one is ended, for no worker of ours could do better."""
         entries = []
-        for entry_id, deliveries, fields in rows:
+        for priority, entry_id, deliveries, fields in rows:
             try:
                 job = decode(fields.get(b"job", b""), self._job_type)
             except WireError as error:
@@ -141,7 +186,14 @@ class JobQueue(Generic[JobT]):
                     pass
                 else:
                     await self._refuse(request_id, choice, "a worker could not read the job; are versions mixed?")
-                await self._remove([entry_id])
+                await self._remove([(priority, entry_id)])
                 continue
-            entries.append(QueueEntry(self._role, entry_id, job, deliveries))
+            entries.append(QueueEntry(self._role, entry_id, job, deliveries, priority))
         return entries
+
+
+_Row = tuple[Priority, bytes, int, dict[bytes, bytes]]  # class, entry id, deliveries, fields
+
+
+def _fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

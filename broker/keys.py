@@ -6,7 +6,7 @@ one of them.
 
 from dataclasses import dataclass
 
-from messages import Role
+from messages import Priority, Role
 
 GROUP = "workers"  # the one consumer group of each queue
 
@@ -17,16 +17,21 @@ class Keys:
 
     prefix: str
 
-    def queue(self, role: Role) -> str:
-        """Stream of the jobs for workers of `role`."""
-        return f"{self.prefix}:{role.value}_queue"
+    def queue(self, role: Role, priority: Priority = Priority.NORMAL) -> str:
+        """Stream of the jobs of one class for workers of `role`."""
+        name = f"{self.prefix}:{role.value}_queue"
+        return name if priority is Priority.NORMAL else f"{name}:{priority.value}"
+
+    def queues(self, role: Role) -> list[str]:
+        """The streams of every class for workers of `role`, the most urgent first."""
+        return [self.queue(role, priority) for priority in Priority]
 
     def prefill_queue(self) -> str:
-        """Stream of PrefillJobs."""
+        """Stream of the PrefillJobs of normal priority."""
         return self.queue(Role.PREFILL)
 
     def decode_queue(self) -> str:
-        """Stream of DecodeJobs."""
+        """Stream of the DecodeJobs of normal priority."""
         return self.queue(Role.DECODE)
 
     def record(self, request_id: str) -> str:
@@ -68,3 +73,15 @@ class Keys:
     def cancels(self) -> str:
         """Pub/sub channel of `request_id:choice` ended from the API's side."""
         return f"{self.prefix}:cancels"
+
+    def key_meters(self, key_id: str) -> str:
+        """Hash of one API key: for each limit per minute, the Redis time (ms) at which it is unused again."""
+        return f"{self.prefix}:key:{key_id}:meters"
+
+    def key_leases(self, key_id: str) -> str:
+        """Sorted set of one API key's requests in flight by the Redis time (ms) at which to look at them again."""
+        return f"{self.prefix}:key:{key_id}:leases"
+
+    def key_records(self, key_id: str) -> str:
+        """Hash of one API key's requests in flight -> key of their record, once they have one."""
+        return f"{self.prefix}:key:{key_id}:records"

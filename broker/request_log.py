@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
 from broker.choice import Append, ChoiceProgress, ChoiceState, SequenceLoad, Taken, member_of, parse_member
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP, Keys
@@ -21,7 +22,6 @@ from messages import (
     InvalidRequest,
     Phase,
     PrefillJob,
-    QueueFull,
     Role,
     TokenEvent,
     decode,
@@ -51,40 +51,50 @@ class RequestLog:
         self._stream = stream
         self._reader_lease_ms = reader_lease_ms
 
-    async def create(self, request: GenerationRequest, max_waiting: int) -> None:
-        """Write the record and put one PrefillJob per choice.
+    async def create(
+        self, request: GenerationRequest, max_waiting: int | None = None, room: Room | None = None
+    ) -> Backlog:
+        """Write the record and put one PrefillJob per choice; what waited before it.
 
-        Raises InvalidRequest when the id is in use, QueueFull when more than `max_waiting` jobs would wait.
+        Raises InvalidRequest when the id is in use, Refused (a QueueFull) when it has no `room`; `max_waiting` is a
+        room of so many jobs.
         """
+        if room is None:
+            room = Room() if max_waiting is None else Room(jobs=max_waiting)
         keys, request_id = self._keys, request.request_id
         sampling = request.sampling
         sizes = f"{len(request.prompt_token_ids)} {sampling.max_new_tokens} {int(sampling.ignore_eos)}"
         choices = range(request.n)
-        answer = await load_script("create").run(
+        answer, *figures = await load_script("create").run(
             self._redis,
             [
                 keys.record(request_id),
-                keys.prefill_queue(),
                 keys.active_sizes(),
                 keys.active_phases(),
                 keys.reader_leases(),
+                *keys.queues(Role.PREFILL),
+                *keys.queues(Role.DECODE),
                 *(keys.tokens(request_id, choice) for choice in choices),
             ],
             [
                 secrets.token_hex(8),
-                max_waiting,
                 encode(request),
                 sizes,
                 Phase.PREFILL_QUEUED.value,
                 request_id,
+                request.priority.rank + 1,
+                GROUP,
+                *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
                 self._reader_lease_ms,
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
             ],
         )
         if answer == b"in_use":
             raise InvalidRequest(f"request id {request_id!r} is already in use")
-        if answer == b"full":
-            raise QueueFull("Server is busy, please try again later (Status code: 503)")
+        backlog = read_backlog(figures)
+        if answer != b"created":
+            raise Refused(Reason(answer.decode()), backlog)
+        return backlog
 
     async def take(self, job: PrefillJob | DecodeJob, phase: Phase) -> Taken | None:
         """Own the job's choice from now on; every earlier owner is refused.
@@ -217,8 +227,8 @@ class RequestLog:
             [
                 self._keys.record(job.request_id),
                 self._keys.active_phases(),
-                self._keys.queue(entry.queue),
-                self._keys.queue(Role.PREFILL if isinstance(job, PrefillJob) else Role.DECODE),
+                self._keys.queue(entry.queue, entry.priority),
+                self._keys.queue(Role.PREFILL if isinstance(job, PrefillJob) else Role.DECODE, entry.priority),
             ],
             [
                 GROUP,
@@ -243,7 +253,7 @@ class RequestLog:
         job = entry.job
         answer = await load_script("ack_if_stale").run(
             self._redis,
-            [self._keys.record(job.request_id), self._keys.queue(entry.queue)],
+            [self._keys.record(job.request_id), self._keys.queue(entry.queue, entry.priority)],
             [GROUP, job.choice, job.hop, entry.entry_id],
         )
         return bool(answer)

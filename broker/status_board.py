@@ -25,6 +25,10 @@ class StatusBoard:
         self.num_blocks = 0
         self.free_blocks = 0
         self.num_running = 0
+        self.max_running = 0
+        self.tokens_per_s = 0.0
+        self.sequence_s = 0.0
+        self.prefilled_tokens = 0
         self.gpus: tuple[str, ...] = ()
         self.export: PoolExport | None = None
         self.read_transfers: Callable[[], Mapping[str, TransferCount]] = dict
@@ -68,4 +72,8 @@ class StatusBoard:
             export=self.export,
             transfers=dict(self.read_transfers()),
             gpus=self.gpus,
+            max_running=self.max_running,
+            tokens_per_s=self.tokens_per_s,
+            sequence_s=self.sequence_s,
+            prefilled_tokens=self.prefilled_tokens,
         )

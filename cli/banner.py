@@ -20,6 +20,7 @@ class Facts:
     workers: Sequence[WorkerStatus]
     redis_url: str  # without a password
     ready_after_s: float
+    asks_for_key: bool = False
 
 
 def model_dtype(settings: ModelSettings, model_dir: Path) -> str:
@@ -51,13 +52,14 @@ def banner(facts: Facts) -> str:
         "watch it": f"pdq status --watch --redis-url {facts.redis_url}",
         "stop it": "Ctrl-C",
     }
+    key = '-H "Authorization: Bearer $PDQ_API_KEY" ' if facts.asks_for_key else ""
     return "\n".join(
         [
             "",
             f"pdq is ready after {facts.ready_after_s:.1f} s",
             *(f"  {name:<9} {value}" for name, value in rows.items()),
             "",
-            f"  curl -N {facts.url}/generate_stream -H 'Content-Type: application/json' -d '{body}'",
+            f"  curl -N {facts.url}/generate_stream {key}-H 'Content-Type: application/json' -d '{body}'",
             "",
         ]
     )

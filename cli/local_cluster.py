@@ -91,7 +91,9 @@ class LocalCluster:
         self.supervisor.was_ready = True
         dtype = model_dtype(self.settings.model, model_dir)
         took_s = time.monotonic() - self.began
-        self.screen.say(banner(Facts(self.url, name, model_dir, dtype, workers, self.status_url(url), took_s)))
+        asks_for_key = self.settings.security.keys_file is not None
+        facts = Facts(self.url, name, model_dir, dtype, workers, self.status_url(url), took_s, asks_for_key)
+        self.screen.say(banner(facts))
 
     def status_url(self, url: str) -> str:
         """What the banner tells to give `pdq status`; ours has no password to hide."""

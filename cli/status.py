@@ -5,7 +5,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from broker.client import Broker, open_broker
 from broker.request_log import SequenceLoad
 from cli.options import RedisUrlFlag, settings_from
-from messages import Phase, WorkerStatus
+from messages import Phase, Priority, WorkerStatus
 from settings import Settings
 
 REFRESH_S = 1.0
@@ -28,8 +28,8 @@ class ClusterState:
     """One look at the cluster."""
 
     workers: Sequence[WorkerStatus]
-    prefill_depth: int  # jobs on the queue, taken ones included
-    decode_depth: int
+    prefill_depths: Mapping[Priority, int]  # jobs on the queue, taken ones included
+    decode_depths: Mapping[Priority, int]
     loads: Sequence[SequenceLoad]
 
 
@@ -60,10 +60,10 @@ async def _show(settings: Settings, watch: bool) -> None:
 
 async def read_cluster(broker: Broker) -> ClusterState:
     """The cluster as of now."""
-    workers, prefill_depth, decode_depth, loads = await asyncio.gather(
-        broker.registry.live(), broker.prefill_queue.depth(), broker.decode_queue.depth(), broker.requests.loads()
+    workers, prefill_depths, decode_depths, loads = await asyncio.gather(
+        broker.registry.live(), broker.prefill_queue.depths(), broker.decode_queue.depths(), broker.requests.loads()
     )
-    return ClusterState(workers, prefill_depth, decode_depth, loads)
+    return ClusterState(workers, prefill_depths, decode_depths, loads)
 
 
 def render(state: ClusterState) -> RenderableType:
@@ -100,5 +100,11 @@ def render(state: ClusterState) -> RenderableType:
         num_tokens[load.phase] += load.prompt_tokens + load.output_tokens
     for phase in Phase:
         loads.add_row(phase, str(num_sequences[phase]), f"{num_tokens[phase]:,}")
-    depths = f"jobs on the queues: {state.prefill_depth} prefill, {state.decode_depth} decode"
+    depths = f"jobs on the queues: {_counted(state.prefill_depths)} prefill, {_counted(state.decode_depths)} decode"
     return Group(workers, transfers, loads, depths) if transfers.row_count else Group(workers, loads, depths)
+
+
+def _counted(depths: Mapping[Priority, int]) -> str:
+    """All of them, and which are not normal."""
+    others = ", ".join(f"{depth} {priority}" for priority, depth in depths.items() if depth and priority != "normal")
+    return f"{sum(depths.values())}{f' ({others})' if others else ''}"

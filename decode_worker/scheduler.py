@@ -10,6 +10,7 @@ class Demand:
 
     held_blocks: int
     needed_blocks: int  # to write the next token's KV
+    rank: int = 0  # of its class; 0 is the most urgent
 
     @property
     def missing_blocks(self) -> int:
@@ -26,20 +27,22 @@ class StepPlan:
 
 
 def plan_step(running: Sequence[Demand], free_blocks: int) -> StepPlan:
-    """Everybody decodes, unless blocks run out: then the newest give theirs back until the rest fit.
+    """Everybody decodes, unless blocks run out: then the least urgent, and of them the newest, give theirs back until
+    the rest fit.
 
     `running` is ordered oldest first. The newest is preempted because it has the least to recompute and has waited the
-    least; the oldest always goes on, so somebody always finishes. Raises nothing: a single sequence that cannot fit is
-    returned in `preempt` with an empty `decode`, for the caller to end.
+    least; the oldest of the most urgent always goes on, so somebody always finishes. Raises nothing: a single sequence
+    that cannot fit is returned in `preempt` with an empty `decode`, for the caller to end.
     """
+    order = sorted(range(len(running)), key=lambda position: running[position].rank)
     keep = len(running)
     missing = sum(demand.missing_blocks for demand in running)
     free = free_blocks
     while keep > 0 and missing > free:
         keep -= 1
-        missing -= running[keep].missing_blocks
-        free += running[keep].held_blocks
-    return StepPlan(decode=list(range(keep)), preempt=list(range(len(running) - 1, keep - 1, -1)))
+        missing -= running[order[keep]].missing_blocks
+        free += running[order[keep]].held_blocks
+    return StepPlan(decode=sorted(order[:keep]), preempt=order[keep:][::-1])
 
 
 def can_admit(needed_blocks: int, free_blocks: int, num_running: int) -> bool:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
+from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.scheduler import Demand, can_admit, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
@@ -46,6 +47,7 @@ log = get_logger()
 ResultT = TypeVar("ResultT")
 
 MAX_EXPORTS = 1024  # owners that are remembered
+SEQUENCE_WINDOW = 32  # sequences over which the time that one stays is taken
 IDLE_WAIT_S = 0.2  # how long an idle loop waits before it shows that it is alive
 
 
@@ -55,6 +57,7 @@ class Running:
 
     claim: Claim[DecodeJob]
     sequence: Sequence
+    joined_s: float  # time.monotonic()
 
 
 class DecodeWorker:
@@ -78,6 +81,7 @@ class DecodeWorker:
         self.running: list[Running] = []  # oldest first
         self.joining: list[Running] = []  # pulled, in from the next step
         self.num_pulling = 0
+        self.stays = Rolling(SEQUENCE_WINDOW)
         self.exports: dict[tuple[str, int], PoolExport] = {}  # by pool and epoch
         self.cancelled: set[tuple[str, int]] = set()
         self.work_came = asyncio.Event()
@@ -105,6 +109,7 @@ class DecodeWorker:
         self.running += self.joining
         self.joining = []
         await self.drop_cancelled()
+        await self.drop_late()
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
         batch = await self.make_room()
         if not batch:
@@ -114,9 +119,10 @@ class DecodeWorker:
         await self.publish(batch, sampled)
 
     async def make_room(self) -> list[Running]:
-        """Allocate what the step needs, preempting the newest if blocks run out. The batch that fits."""
+        """Allocate what the step needs, preempting if blocks run out. The batch that fits."""
         demands = [
-            Demand(len(one.sequence.block_table), one.sequence.num_blocks(self.block_size)) for one in self.running
+            Demand(len(one.sequence.block_table), one.sequence.num_blocks(self.block_size), one.claim.priority.rank)
+            for one in self.running
         ]
         plan = plan_step(demands, self.space.num_free)
         for position in plan.preempt:
@@ -161,6 +167,8 @@ class DecodeWorker:
     async def take_in(self) -> None:
         """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon."""
         while True:
+            # Nothing is on its way here now: what was cancelled and is not here was somebody else's.
+            self.cancelled.intersection_update(one.claim.key for one in (*self.running, *self.joining))
             room = self.settings.decode.max_running - self.num_claimed
             if room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
                 await self.wait(self.room_came)
@@ -195,6 +203,10 @@ class DecodeWorker:
         while not can_admit(needed, self.space.num_free, len(self.running) + len(self.joining)):
             if claim.key in self.cancelled:
                 break
+            if self.intake.is_late(claim):
+                await self.release(job)
+                await self.intake.expire(claim)
+                return
             await self.wait(self.room_came)
         if claim.key in self.cancelled:
             self.cancelled.discard(claim.key)
@@ -219,7 +231,7 @@ class DecodeWorker:
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         await self.release(job)
-        self.joining.append(Running(claim, sequence))
+        self.joining.append(Running(claim, sequence, time.monotonic()))
         self.work_came.set()
 
     async def release(self, job: DecodeJob) -> None:
@@ -254,6 +266,8 @@ class DecodeWorker:
     def retire(self, one: Running) -> None:
         """The sequence leaves the batch."""
         self.running = [other for other in self.running if other is not one]
+        self.stays.note(time.monotonic() - one.joined_s, 1)
+        self.board.sequence_s = self.stays.value
         self.free(one.sequence)
 
     def free(self, sequence: Sequence) -> None:
@@ -288,12 +302,16 @@ class DecodeWorker:
         if not self.cancelled:
             return
         mine = [one for one in self.running if one.claim.key in self.cancelled]
-        self.cancelled.difference_update(one.claim.key for one in mine)
-        if not self.num_pulling:
-            self.cancelled.clear()  # what is left was somebody else's
+        self.cancelled.difference_update(one.claim.key for one in mine)  # the rest may be on its way here: `take_in`
         for one in mine:
             self.retire(one)
             await self.intake.lost(one.claim)
+
+    async def drop_late(self) -> None:
+        """End the sequences whose time is over."""
+        for one in [one for one in self.running if self.intake.is_late(one.claim)]:
+            self.retire(one)
+            await self.intake.expire(one.claim)
 
     async def drain(self) -> None:
         """Hand every sequence on: it continues on another worker from its last published token."""
@@ -322,6 +340,7 @@ async def work(
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
         await worker.run()

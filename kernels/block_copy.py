@@ -1,61 +1,41 @@
-"""KV blocks from pool to pool in plain torch: whole ones, and re-sharded ones whose layout differs on the two sides.
+"""KV blocks from pool to pool where the two are cut otherwise, in plain torch; and the plan of such a re-shard.
 
-The copies of a CPU, and what the GPU's are compared with. One `copy_` per contiguous or strided piece: indexing with a
-tensor of ids moves element by element. Knows tensors and head counts; which block belongs to whom, and how the bytes
-came within reach, is decided elsewhere.
+What the GPU's copies are compared with. One `copy_` per block: indexing with a tensor of ids moves element by element.
+Knows tensors and head counts; which block belongs to whom, and how the bytes came within reach, is decided elsewhere.
 """
 
 from dataclasses import dataclass
-from math import gcd
 
 from torch import Tensor
 
 
-def copy_blocks(source: Tensor, source_ids: Tensor, target: Tensor, target_ids: Tensor) -> None:
-    """target[target_ids[i]] = source[source_ids[i]]
-
-    source, target: uint8 [num_blocks, block_bytes], contiguous; ids: int32 or int64 [n]. Target blocks are distinct and
-    none is a source block of the same pool. Staging memory is a pool as well, with ids 0 to n - 1.
-    """
-    assert source.shape[1:] == target.shape[1:] and source.dtype == target.dtype
-    for source_id, target_id in zip(source_ids.tolist(), target_ids.tolist(), strict=True):
-        target[target_id].copy_(source[source_id])
-
-
 def reshard_blocks(
     source: Tensor,
-    source_table: Tensor,
     target: Tensor,
-    target_table: Tensor,
-    num_tokens: int,
+    ids: Tensor,
     *,
-    source_head: int,
-    target_head: int,
-    num_heads: int,
+    num_rows: int,
+    row_bytes: int,
+    source_block_bytes: int,
+    source_byte: int,
+    target_block_bytes: int,
+    target_byte: int,
 ) -> None:
-    """Tokens 0 to num_tokens - 1 of one sequence: `num_heads` heads from `source_head` on, to those from `target_head`.
+    """Of every row of source block ids[0, i], `row_bytes` from `source_byte` on: to that row of target block ids[1, i],
+    from `target_byte` on.
 
-    source, target: [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], of one type; num_kv_heads and
-    block_size may differ. tables: int32 [blocks of the sequence]; target blocks are distinct. What else is in them,
-    tokens past the end included, stays as it is.
+    source, target: uint8 [blocks * block_bytes]. A block is `num_rows` equal rows, e.g. the KV heads of a layer's keys;
+    one row is all of it. ids: int32 [2, n]; target blocks are distinct and none is a source block of the same pool.
     """
-    source_size, target_size = source.shape[4], target.shape[4]
-    assert (
-        source.dtype == target.dtype and source.shape[1:3] == target.shape[1:3] and source.shape[5] == target.shape[5]
-    )
-    assert source_head + num_heads <= source.shape[3] and target_head + num_heads <= target.shape[3]
-    source_ids, target_ids = source_table.tolist(), target_table.tolist()
-    source_heads, target_heads = source.narrow(3, source_head, num_heads), target.narrow(3, target_head, num_heads)
-    unit = gcd(source_size, target_size)  # so many tokens lie in one block on both sides
-    for first in range(0, num_tokens, unit):
-        count = min(unit, num_tokens - first)
-        tokens = source_heads[source_ids[first // source_size]].narrow(3, first % source_size, count)
-        target_heads[target_ids[first // target_size]].narrow(3, first % target_size, count).copy_(tokens)
+    source_rows = source.view(-1, num_rows, source_block_bytes // num_rows).narrow(2, source_byte, row_bytes)
+    target_rows = target.view(-1, num_rows, target_block_bytes // num_rows).narrow(2, target_byte, row_bytes)
+    for source_id, target_id in zip(*ids.tolist(), strict=True):
+        target_rows[target_id].copy_(source_rows[source_id])
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Heads that one source rank has for one target rank: arguments of `reshard_blocks`."""
+    """Heads that one source rank has for one target rank."""
 
     source_rank: int
     source_head: int

@@ -33,32 +33,53 @@ class BlockCut:
     @property
     def is_whole(self) -> bool:
         """Whether blocks are copied as they are."""
-        return self.source_block_bytes == self.target_block_bytes == self.num_rows * self._run_bytes
+        return self.source_block_bytes == self.target_block_bytes == self.num_rows * self.run_bytes
 
     @property
-    def _run_bytes(self) -> int:
-        return self.row_bytes or self.source_block_bytes // self.num_rows
+    def source_row_bytes(self) -> int:
+        """From row to row of a source block."""
+        return self.source_block_bytes // self.num_rows
 
-    def runs(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> list[CopyRun]:
-        """Copies of block source_ids[i] into target_ids[i]."""
-        if self.is_whole:
-            return merge_runs(source_ids, target_ids, self.source_block_bytes)
-        return [
-            CopyRun(
-                source_byte=source * self.source_block_bytes + self.source_byte,
-                target_byte=target * self.target_block_bytes + self.target_byte,
-                num_bytes=self._run_bytes,
-                num_rows=self.num_rows,
-                source_pitch=self.source_block_bytes // self.num_rows,
-                target_pitch=self.target_block_bytes // self.num_rows,
-            )
-            for source, target in zip(source_ids, target_ids, strict=True)
-        ]
+    @property
+    def target_row_bytes(self) -> int:
+        """From row to row of a target block."""
+        return self.target_block_bytes // self.num_rows
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of the run in one row."""
+        return self.row_bytes or self.source_row_bytes
 
 
 def whole_blocks(block_bytes: int) -> BlockCut:
     """The cut between pools of one layout."""
     return BlockCut(block_bytes, block_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopies:
+    """Copies of block source_ids[i] of one pool into target_ids[i] of another, all cut alike."""
+
+    cut: BlockCut
+    source_ids: Sequence[int]
+    target_ids: Sequence[int]
+
+    def runs(self) -> list[CopyRun]:
+        """One by one, as few as their order allows."""
+        cut = self.cut
+        if cut.is_whole:
+            return merge_runs(self.source_ids, self.target_ids, cut.source_block_bytes)
+        return [
+            CopyRun(
+                source_byte=source * cut.source_block_bytes + cut.source_byte,
+                target_byte=target * cut.target_block_bytes + cut.target_byte,
+                num_bytes=cut.run_bytes,
+                num_rows=cut.num_rows,
+                source_pitch=cut.source_row_bytes,
+                target_pitch=cut.target_row_bytes,
+            )
+            for source, target in zip(self.source_ids, self.target_ids, strict=True)
+        ]
 
 
 def merge_runs(source_ids: Sequence[int], target_ids: Sequence[int], block_bytes: int) -> list[CopyRun]:

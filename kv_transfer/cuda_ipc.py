@@ -6,12 +6,11 @@ when, is decided by sender.py and mapped_puller.py.
 """
 
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.cuda_device import HANDLE_BYTES, CudaDevice, CudaFailure
 from kv_transfer.pool_export import MEMORY_HANDLE_PLACE
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
@@ -102,13 +101,13 @@ class CudaIpcDriver:
         pointer, num_bytes = self._own[pool.name]
         return self.device.tensor(pointer, num_bytes)
 
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         """See Driver. Raises KVTransferFailed when the owner dies or the device fails."""
         pointer, _, _ = self._imported[id(pool)]
         if not pool.is_owner_alive():
             raise KVTransferFailed(f"pool {pool.name}: its owner is dead, and its device memory with it")
         try:
-            self.device.copy(pointer, into.data_ptr(), runs)
+            self.device.copy(pointer, into.data_ptr(), copies)
         except CudaFailure as error:
             raise KVTransferFailed(f"pool {pool.name}: {error}") from error
         if not pool.is_owner_alive():
@@ -119,10 +118,10 @@ class CudaIpcDriver:
         """See Driver."""
         return torch.device("cuda", self.device.ordinal)
 
-    def copy_within(self, source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy_within(self, source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         """See Driver. Raises KVTransferFailed when the device fails."""
         try:
-            self.device.copy(source.data_ptr(), target.data_ptr(), runs)
+            self.device.copy(source.data_ptr(), target.data_ptr(), copies)
         except CudaFailure as error:
             raise KVTransferFailed(f"a copy on {self.device.uuid}: {error}") from error
 

@@ -10,15 +10,15 @@ the 64-byte IPC handle into the head's `memory handle` field.
 This file knows no transport, no handle and no block table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.segment import Segment
 
-CopyWithin = Callable[[torch.Tensor, torch.Tensor, Sequence[CopyRun]], None]  # Driver.copy_within
+CopyWithin = Callable[[torch.Tensor, torch.Tensor, BlockCopies], None]  # Driver.copy_within
 
 
 class Driver(Protocol):
@@ -55,14 +55,14 @@ class Driver(Protocol):
     def tensor(self, pool: Segment, head_bytes: int) -> torch.Tensor:
         """The owner's blocks: uint8 [data_bytes], writable, page-aligned."""
 
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
-        """Copy `runs` of the pool's blocks into `into` (uint8, 1-D) and return when they are there; the GIL is free."""
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
+        """Copy blocks of the pool into `into` (uint8, 1-D) and return when they are there; the GIL is free."""
 
     @property
     def device_of_memory(self) -> torch.device:
         """Where the blocks lie."""
 
-    def copy_within(self, source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy_within(self, source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         """Copy between two of this process's tensors there, uint8 1-D, and return when it is done."""
 
     def sweep(self) -> list[str]:

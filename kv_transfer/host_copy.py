@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies, CopyRun
 
 Bytes = NDArray[np.uint8]
 
 
-def copy_on_host(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+def copy_on_host(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
     """source, target: uint8, 1-D. Through numpy, which drops the GIL and takes no thread of torch's."""
-    copy_runs(source.numpy(), target.numpy(), runs)
+    copy_runs(source.numpy(), target.numpy(), copies.runs())
 
 
 def copy_runs(source: Bytes, target: Bytes, runs: Sequence[CopyRun]) -> None:

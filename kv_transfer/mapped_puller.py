@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kv_transfer.copy_runs import BlockCut
+from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.driver import Driver
 from kv_transfer.offer_check import OfferGone, check_offer
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
@@ -61,8 +61,8 @@ class MappedPuller:
                 raise KVTransferFailed(f"pool {export.pool} has not the size that its head says")
             check_offer(handle, mapping.head)
             fence()
-            runs = self._cut.runs(handle.block_ids, block_ids)
-            self._driver.copy(mapping.pool, mapping.head.shape.head_bytes, target, runs)
+            copies = BlockCopies(self._cut, handle.block_ids, block_ids)
+            self._driver.copy(mapping.pool, mapping.head.shape.head_bytes, target, copies)
             fence()
             if mapping.head.generation(handle.slot) != handle.generation:
                 raise OfferGone(f"transfer {handle.transfer_id[:80]}: withdrawn while it was pulled")

@@ -41,7 +41,7 @@ def start_exporters(settings: TransferSettings, sender: KVSender, driver: Driver
     from kv_transfer.nixl_agent import NixlAgent  # two seconds to load, for who wants it
     from kv_transfer.nixl_transport import NixlExporter
 
-    return [NixlExporter(NixlAgent(sender.worker_id), *sender.head, sender.buffer, lambda: sender.num_offers > 0)]
+    return [NixlExporter(NixlAgent(sender.worker_id), *sender.head, sender.buffer, sender.has_offers)]
 
 
 def start_pullers(settings: TransferSettings, name: str, driver: Driver) -> Callable[[str, BlockCut], Sequence[Puller]]:

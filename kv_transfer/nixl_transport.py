@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import BlockCut, merge_runs
+from kv_transfer.copy_runs import BlockCopies, BlockCut, merge_runs
 from kv_transfer.driver import CopyWithin
 from kv_transfer.nixl_agent import NixlAgent, Piece, Registered, RemoteMemory, Unfinished
 from kv_transfer.offer_check import check_offer
@@ -226,7 +226,7 @@ class NixlPuller:
             except KVTransferFailed:
                 self._staging.append(staging)
                 raise
-            self._unstage(staging.tensor, target, self._cut.runs(range(len(ours)), ours))
+            self._unstage(staging.tensor, target, BlockCopies(self._cut, range(len(ours)), ours))
             self._staging.append(staging)
 
     def _pieces(self, owner: _Owner, block_ids: Sequence[int]) -> list[Piece]:

@@ -64,7 +64,7 @@ class PairChannel:
     def __init__(self, connection: socket.socket, timeout_s: float) -> None:
         """`timeout_s`: how long a message may take to be sent, or to come once it is waited for."""
         self.timeout_s = timeout_s
-        self.entries: dict[str, bytes] = {}  # of the store, the peer's and our own
+        self.entries: dict[str, bytes] = {}  # of the store, what the peer has set
         self._connection = connection
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

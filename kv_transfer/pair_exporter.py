@@ -16,7 +16,7 @@ import threading
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import merge_runs
+from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.driver import CopyWithin
 from kv_transfer.offer_check import OfferGone, check_offer
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
@@ -163,9 +163,9 @@ class PairExporter:
         staging = self._staging.take()
         for first in range(0, len(handle.block_ids), max_blocks):
             block_ids = handle.block_ids[first : first + max_blocks]
-            runs = merge_runs(block_ids, range(len(block_ids)), self._head.shape.block_bytes)
+            copies = BlockCopies(whole_blocks(self._head.shape.block_bytes), block_ids, range(len(block_ids)))
             fence()
-            self._copy_within(self._data, staging, runs)
+            self._copy_within(self._data, staging, copies)
             fence()
             group.send([staging[: len(block_ids) * self._head.shape.block_bytes]])
         self._staging.give_back(staging)

@@ -6,6 +6,8 @@ anything failed is of no more use. Knows tensors; knows no pool and no protocol.
 """
 
 import os
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import GroupName, Store
 
 from kv_transfer.pair_channel import PairChannel, StoreEntry
 from messages import DeviceError, KVTransferFailed
@@ -48,11 +50,12 @@ class PairStore(Store):
         super().__init__()
         self._channel = channel
         self._is_sound = is_sound
+        self._own: dict[str, bytes] = {}
 
     def set(self, key: str, value: str | bytes) -> None:
         """To the peer."""
         data = value.encode() if isinstance(value, str) else bytes(value)
-        self._channel.entries[key] = data
+        self._own[key] = data
         self._channel.send(StoreEntry(key, data))
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
@@ -61,16 +64,20 @@ class PairStore(Store):
             self._channel.receive(StoreEntry)
 
     def get(self, key: str) -> bytes:
-        """As `wait`."""
+        """As `wait`. Gloo asks for what it has set itself too; that is never what a peer sets under the same key."""
         self.wait([key])
+        if key in self._own:
+            return self._own[key]
         data = self._channel.entries[key]
         if not self._is_sound(data):
-            raise KVTransferFailed(f"the peer at {self._channel.peer_address} set {len(data)} bytes of no sense")
+            raise KVTransferFailed(
+                f"the peer at {self._channel.peer_address} set {len(data)} bytes that are no address of its own"
+            )
         return data
 
     def check(self, keys: list[str]) -> bool:
         """Whether they are there; the only one that other threads call."""
-        return all(key in self._channel.entries for key in keys)
+        return all(key in self._own or key in self._channel.entries for key in keys)
 
 
 class PairGroup:
@@ -132,15 +139,21 @@ def _gloo(channel: PairChannel, rank: int, limit: timedelta) -> Any:
     options._timeout = limit
     options._threads = 1  # for collectives, of which there are none
     options._devices = [gloo.create_device(hostname=channel.local_address)]
-    return gloo(PairStore(channel, _is_gloo_address), rank, 2, options)
+    store = PairStore(channel, lambda data: _is_gloo_address(data, channel.peer_address))
+    return gloo(store, rank, 2, options)
 
 
-def _is_gloo_address(data: bytes) -> bool:
-    """Gloo follows the lengths in what its peer set without a look at them: two, each before what it measures (host
-    name, socket address with a number behind it), and then a number per rank."""
+def _is_gloo_address(data: bytes, peer_address: str) -> bool:
+    """Gloo follows what its peer set without a look at it: two lengths, each before what it measures (host name;
+    socket address and a number), then a number per rank. It connects to that address, which may only be the peer's."""
     host_bytes = int.from_bytes(data[:8], "little")
     address_bytes = int.from_bytes(data[8 + host_bytes : 16 + host_bytes], "little")
-    return address_bytes == _GLOO_ADDRESS_BYTES and len(data) == 8 + host_bytes + 8 + address_bytes + 2 * 8
+    if address_bytes != _GLOO_ADDRESS_BYTES or len(data) != 8 + host_bytes + 8 + address_bytes + 2 * 8:
+        return False
+    family, first = (socket.AF_INET6, 8) if ":" in peer_address else (socket.AF_INET, 4)
+    wanted = socket.inet_pton(family, peer_address)
+    address = data[16 + host_bytes :]
+    return address[:2] == family.to_bytes(2, sys.byteorder) and address[first : first + len(wanted)] == wanted
 
 
 def _nccl(channel: PairChannel, rank: int, limit: timedelta) -> Any:
@@ -149,11 +162,11 @@ def _nccl(channel: PairChannel, rank: int, limit: timedelta) -> Any:
     os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     # Else connecting waits without end for a peer that has stopped.
     os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(max(1, round(limit.total_seconds()))))
-    options: Any = dist.ProcessGroupNCCL.Options()
+    options = dist.ProcessGroupNCCL.Options()
     options._timeout = limit
     options.config.blocking = 0
     options.global_ranks_in_group = [0, 1]
-    options.group_name = "kv_transfer"
+    options.group_name = GroupName("kv_transfer")
     store = PairStore(channel, lambda data: True)  # torch looks at the size of NCCL's id itself
     return dist.ProcessGroupNCCL(store, rank, 2, options)
 

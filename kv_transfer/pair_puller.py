@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import BlockCut
+from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.driver import CopyWithin
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
@@ -81,7 +81,7 @@ class PairPuller:
             for first in range(0, len(block_ids), max_blocks):
                 ours = block_ids[first : first + max_blocks]
                 group.receive([staging[: len(ours) * self._block_bytes]])
-                self._copy_within(staging, target, self._cut.runs(range(len(ours)), ours))
+                self._copy_within(staging, target, BlockCopies(self._cut, range(len(ours)), ours))
             self._staging.give_back(staging)
             _agreed(channel)
 

@@ -5,7 +5,7 @@ import secrets
 
 import torch
 
-from kv_transfer.copy_runs import whole_blocks
+from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.driver import Driver
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.sender import KVSender
@@ -13,28 +13,41 @@ from kv_transfer.shared_memory import ShmDriver
 from messages import DeviceError, KVTransferFailed
 
 _NUM_BLOCKS = 5
-_BLOCK_BYTES = 4099  # a prime: blocks that begin on odd addresses
+_CUTS = (
+    whole_blocks(4099),  # a prime: blocks that begin on odd addresses
+    # As between other numbers of ranks. On a GPU this compiles the kernel that serves every cut.
+    BlockCut(6 * 160, 6 * 96, num_rows=6, source_byte=64, target_byte=16, row_bytes=80),
+)
 
 
 def self_test(driver: Driver | None = None) -> None:
-    """Export a small pool, write it, pull it back through its name, and see a withdrawn offer refused.
+    """Export a small pool, write it, pull it back through its name, whole blocks and cut ones, and see a withdrawn
+    offer refused.
 
     Raises DeviceError that names the transport when any of it fails. Leaves nothing behind.
     """
-    driver = driver or ShmDriver()
+    for cut in _CUTS:
+        _pull_back(driver or ShmDriver(), cut)
+
+
+def _pull_back(driver: Driver, cut: BlockCut) -> None:
     layout_hash = f"self-test-{secrets.token_hex(4)}"
-    puller = MappedPuller(driver, layout_hash, whole_blocks(_BLOCK_BYTES))
+    puller = MappedPuller(driver, layout_hash, cut)
     try:
-        with KVSender.create(f"self-test-{os.getpid()}", _NUM_BLOCKS, _BLOCK_BYTES, layout_hash, 2, driver) as sender:
-            device = sender.buffer.device
-            written = torch.randint(0, 256, (_NUM_BLOCKS, _BLOCK_BYTES), dtype=torch.uint8, device=device)
+        name = f"self-test-{os.getpid()}"
+        with KVSender.create(name, _NUM_BLOCKS, cut.source_block_bytes, layout_hash, 2, driver) as sender:
+            # From and to the host's memory, which waits; a pull runs on a stream of its own.
+            written = torch.randint(0, 256, (_NUM_BLOCKS, cut.num_rows, cut.source_row_bytes), dtype=torch.uint8)
             sender.buffer[: written.numel()].copy_(written.flatten())
             sources, targets = [3, 0, 1, 4], [0, 2, 3, 4]
-            read = torch.zeros_like(written)
+            wanted = torch.zeros(_NUM_BLOCKS, cut.num_rows, cut.target_row_bytes, dtype=torch.uint8)
+            read = wanted.to(sender.buffer.device, copy=True)
+            runs = written.narrow(2, cut.source_byte, cut.run_bytes)
+            wanted.narrow(2, cut.target_byte, cut.run_bytes)[targets] = runs[sources]
             handle = sender.offer("self-test", sources, num_tokens=1)
             export = sender.export("self-test")
             puller.pull(export, handle, read, targets)
-            if not torch.equal(read[targets], written[sources]) or bool(read[1].any()):
+            if not torch.equal(read.cpu(), wanted):
                 raise DeviceError(f"self-test of the {driver.kind} transport: other bytes were read than written")
             sender.withdraw("self-test")
             try:

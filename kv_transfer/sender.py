@@ -96,6 +96,10 @@ class KVSender:
         """Open offers."""
         return len(self._slots)
 
+    def has_offers(self) -> bool:
+        """Whether an offer stands in this pool, a rank 0's that it follows included."""
+        return self._head.has_offers()
+
     @property
     def num_free_offers(self) -> int:
         """Offers that can still be made."""

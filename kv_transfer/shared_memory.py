@@ -3,13 +3,12 @@
 It knows how to reach bytes; which bytes may be copied, and when, is decided by sender.py and receiver.py.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.host_copy import copy_on_host, copy_runs
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
 
@@ -58,7 +57,7 @@ class ShmDriver:
         """See Driver."""
         return torch.frombuffer(pool.mapping, dtype=torch.uint8, offset=head_bytes)
 
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         """See Driver. One memcpy per row, on the calling thread alone: torch's copy_ would take the cores that the
         decode step computes on. numpy because it takes read-only memory without complaint and drops the GIL for every
         copy above 500 bytes. It is taken back after each run: beside a torch loop 32 scattered blocks of
@@ -66,16 +65,16 @@ class ShmDriver:
         `sys.setswitchinterval(0.0005)`).
         """
         source = np.frombuffer(pool.mapping, dtype=np.uint8, offset=head_bytes)
-        copy_runs(source, into.numpy(), runs)
+        copy_runs(source, into.numpy(), copies.runs())
 
     @property
     def device_of_memory(self) -> torch.device:
         """See Driver."""
         return torch.device("cpu")
 
-    def copy_within(self, source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy_within(self, source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         """See Driver."""
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
 
     def sweep(self) -> list[str]:
         """See Driver."""

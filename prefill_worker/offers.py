@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.block_space import BlockSpace
 from kv_transfer.sender import KVSender
-from messages import KVHandle
+from messages import GenerationRequest, KVHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +18,14 @@ class Offer:
     """Blocks under a handle, and the job they were offered for."""
 
     handle: KVHandle
-    request_id: str
+    request: GenerationRequest
     choice: int
     hop: int
 
     @property
     def key(self) -> tuple[str, int]:
         """(request_id, choice)."""
-        return self.request_id, self.choice
+        return self.request.request_id, self.choice
 
 
 class Offers:
@@ -41,10 +41,10 @@ class Offers:
     def __iter__(self) -> Iterator[Offer]:
         return iter(list(self._open.values()))
 
-    def open(self, request_id: str, choice: int, hop: int, block_ids: list[int], num_tokens: int) -> Offer:
+    def open(self, request: GenerationRequest, choice: int, hop: int, block_ids: list[int], num_tokens: int) -> Offer:
         """Offer `block_ids`, which become the offer's to free."""
         handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens)
-        offer = Offer(handle, request_id, choice, hop)
+        offer = Offer(handle, request, choice, hop)
         self._open[handle.transfer_id] = offer
         return offer
 

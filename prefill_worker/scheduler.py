@@ -1,7 +1,11 @@
 """Which prompt tokens are computed next. Pure: lists in, lists out; no Redis, torch or clock."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from messages import Priority
+
+OLDEST_SHARE = 8  # one part in so many of a step is the oldest sequence's, whatever its class
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,18 +16,38 @@ class Chunk:
     num_tokens: int
 
 
-def plan_step(remaining_tokens: Sequence[int], token_budget: int) -> list[Chunk]:
-    """Chunks of one step, oldest sequence first, together at most `token_budget` tokens.
+def plan_step(remaining_tokens: Sequence[int], token_budget: int, ranks: Sequence[int] = ()) -> list[Chunk]:
+    """Chunks of one step, the most urgent and then the oldest sequence first, together at most `token_budget` tokens.
 
-    `remaining_tokens[i]` is what sequence i has yet to compute (at least 1). First come, first served: a short prompt
-    that arrives behind a long one shares the long one's last step, and never waits for more than one budget a step.
+    `remaining_tokens[i]` is what sequence i has yet to compute (at least 1), `ranks[i]` its class (0: the most urgent;
+    without ranks all are of one class); the list is ordered oldest first. Within a class first come, first served: a
+    short prompt that arrives behind a long one shares the long one's last step, and never waits for more than one
+    budget a step. The oldest always gets its share, so that what holds blocks is done some day.
     """
-    chunks: list[Chunk] = []
-    left = token_budget
-    for position, remaining in enumerate(remaining_tokens):
-        if left == 0:
-            break
-        num_tokens = min(remaining, left)
-        chunks.append(Chunk(position, num_tokens))
-        left -= num_tokens
-    return chunks
+    if not remaining_tokens:
+        return []
+    shares = [0] * len(remaining_tokens)
+    shares[0] = min(remaining_tokens[0], max(1, token_budget // OLDEST_SHARE))
+    left = token_budget - shares[0]
+    for position in sorted(range(len(shares)), key=lambda position: ranks[position] if ranks else 0):
+        more = min(remaining_tokens[position] - shares[position], left)
+        shares[position] += more
+        left -= more
+    return [Chunk(position, num_tokens) for position, num_tokens in enumerate(shares) if num_tokens]
+
+
+def open_classes(
+    at_hand: Sequence[tuple[Priority, int]], waiting: Collection[Priority], token_budget: int
+) -> list[Priority]:
+    """The classes of which a worker takes more jobs, given the (class, tokens to compute) of what it has claimed and
+    the classes of those that wait for blocks.
+
+    A class is open while less than a step's worth of it and of what is more urgent is at hand and none of those waits:
+    so a long prompt keeps nobody more urgent waiting, and what is not needed yet is left to other workers.
+    """
+    return [
+        priority
+        for priority in Priority
+        if sum(tokens for other, tokens in at_hand if other.rank <= priority.rank) < token_budget
+        and all(other.rank > priority.rank for other in waiting)
+    ]

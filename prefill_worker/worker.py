@@ -5,6 +5,7 @@
 
 import asyncio
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from typing import TypeVar
 import msgspec
 
 from broker.client import Broker
+from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
+from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
 from engine.continuation import event_of, sequence_of
@@ -31,9 +34,9 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Exporter
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
 from prefill_worker.offers import Offers
-from prefill_worker.scheduler import plan_step
+from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
 
@@ -41,6 +44,7 @@ log = get_logger()
 ResultT = TypeVar("ResultT")
 
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
+RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
 
 
@@ -79,8 +83,9 @@ class PrefillWorker:
         self.runner, self.space = runner, space
         self.offers = Offers(sender, space)
         self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
-        self.waiting: deque[Running] = deque()  # claimed, no blocks yet; nothing is taken while somebody waits here
-        self.running: list[Running] = []
+        self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
+        self.running: list[Running] = []  # oldest first
+        self.rate = Rolling(RATE_WINDOW_S)
         self.cancelled: set[tuple[str, int]] = set()
         self.blocks_freed = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -97,6 +102,7 @@ class PrefillWorker:
             while not self.stopping.is_set():
                 await self.admit()
                 await self.drop_cancelled()
+                await self.drop_late()
                 await self.step()
             await self.drain()
             for task in background:
@@ -106,9 +112,10 @@ class PrefillWorker:
 
     async def admit(self) -> None:
         """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
-        is_idle = not self.running
-        if not self.waiting and self.tokens_at_hand < self.settings.prefill.token_budget and self.may_offer_more:
-            claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0)
+        is_idle = not self.running and not self.waiting
+        classes = self.open_classes() if self.may_offer_more else []
+        if classes:
+            claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes)
             for claim in claims:
                 if self.intake.is_poison(claim):
                     await self.intake.fail(claim, f"{claim.attempt} workers failed while working on this request")
@@ -116,18 +123,24 @@ class PrefillWorker:
                     await self.score(claim)
                 else:
                     self.waiting.append(running(claim))
+            self.waiting = deque(sorted(self.waiting, key=lambda one: one.claim.priority.rank))
         while self.waiting and len(self.running) < self.settings.prefill.max_running and self.start(self.waiting[0]):
             self.running.append(self.waiting.popleft())
-        if self.waiting and not self.running:
-            # Every block is offered: nothing to compute until a decode worker pulls.
+        if not self.running and (self.waiting or not classes):
+            # All that may be offered is: nothing to compute until a decode worker pulls.
             await self.wait_for_blocks()
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
     async def step(self) -> None:
         """Compute one batch of chunks; publish and hand over the sequences that it completes."""
-        plan = plan_step([one.remaining_tokens for one in self.running], self.settings.prefill.token_budget)
+        plan = plan_step(
+            [one.remaining_tokens for one in self.running],
+            self.settings.prefill.token_budget,
+            [one.claim.priority.rank for one in self.running],
+        )
         if not plan:
             return
+        began = time.perf_counter()
         chunks = [PrefillChunk(self.running[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
         sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
         done = [
@@ -138,6 +151,7 @@ class PrefillWorker:
         finished = {id(one) for one, _ in done}
         self.running = [one for one in self.running if id(one) not in finished]
         await self.publish(done)
+        self.note_work(sum(chunk.num_tokens for chunk in plan), time.perf_counter() - began)
 
     async def publish(self, done: list[tuple[Running, Sampled]]) -> None:
         """First tokens out at once; then the KV is offered and the sequence goes to decode."""
@@ -168,7 +182,11 @@ class PrefillWorker:
         """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
         job = one.claim.job
         offer = self.offers.open(
-            job.request_id, job.choice, job.hop + 1, one.sequence.block_table, one.sequence.num_computed_tokens
+            one.claim.taken.request,
+            job.choice,
+            job.hop + 1,
+            one.sequence.block_table,
+            one.sequence.num_computed_tokens,
         )
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, one.claim.attempt)
         if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
@@ -178,9 +196,14 @@ class PrefillWorker:
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
         one = running(claim)
-        while not self.start(one):
+        while not (is_cancelled := claim.key in self.cancelled) and not self.start(one):
             await self.wait_for_blocks()
+        if is_cancelled:
+            await self.intake.lost(claim)
+            return
+        began = time.perf_counter()
         score = await self.on_compute_thread(lambda: self.runner.score(one.sequence))
+        self.note_work(one.remaining_tokens, time.perf_counter() - began)
         self.free(one)
         event = TokenEvent(finish_reason=FinishReason.STOP, score=score)
         (accepted,) = await self.broker.requests.append([claim.next_event(event, 0)])
@@ -188,15 +211,24 @@ class PrefillWorker:
 
     # -- sequences and blocks ------------------------------------------------------------------------------------
 
-    @property
-    def tokens_at_hand(self) -> int:
-        """Tokens to compute that are claimed already."""
-        return sum(one.remaining_tokens for one in (*self.running, *self.waiting))
+    def open_classes(self) -> list[Priority]:
+        """The classes of which more is taken now."""
+        claimed = [(one.claim.priority, one.remaining_tokens) for one in (*self.running, *self.waiting)]
+        waiting = {one.claim.priority for one in self.waiting}
+        return open_classes(claimed, waiting, self.settings.prefill.token_budget)
 
     @property
     def may_offer_more(self) -> bool:
-        """Whether every sequence that would be taken can be offered."""
-        return len(self.offers) + len(self.running) + TAKE_COUNT <= self.settings.kv_transfer.max_offers
+        """Whether decode workers keep up: what is prefilled long before its place in a batch is free may be in vain."""
+        num_ahead = len(self.offers) + len(self.running) + len(self.waiting)
+        is_pulled = len(self.offers) < self.settings.prefill.max_ahead
+        return is_pulled and num_ahead + TAKE_COUNT <= self.settings.kv_transfer.max_offers
+
+    def note_work(self, num_tokens: int, seconds: float) -> None:
+        """So many prompt tokens were computed in so long."""
+        self.rate.note(num_tokens, seconds)
+        self.board.prefilled_tokens += num_tokens
+        self.board.tokens_per_s = self.rate.value
 
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
@@ -207,6 +239,7 @@ class PrefillWorker:
             return False
         one.sequence.block_table = [*cached, *self.space.allocate(missing)]
         one.sequence.num_computed_tokens = len(cached) * self.settings.kv.block_size
+        self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
         return True
 
     def free(self, one: Running) -> None:
@@ -238,10 +271,15 @@ class PrefillWorker:
                     self.blocks_freed.set()
 
     async def watch_offers(self) -> None:
-        """Close offers whose sequence went on without them: a release can be lost, an owner can die."""
+        """Close offers whose sequence went on without them: a release can be lost, an owner can die. And end those
+        that no decode worker took in time."""
         while True:
             await asyncio.sleep(self.settings.kv_transfer.release_check_s)
             offers = list(self.offers)
+            for offer in offers:
+                if is_past(offer.request, now_ms(), self.settings.queue.clock_tolerance_s):
+                    event = deadline_event(offer.request)
+                    await self.broker.requests.finish(*offer.key, event, offer.request.api_id or None)
             states = await self.broker.requests.states([offer.key for offer in offers])
             for offer, state in zip(offers, states, strict=True):
                 if (state.finished or state.hop > offer.hop) and self.offers.close(offer.handle.transfer_id):
@@ -252,8 +290,7 @@ class PrefillWorker:
         async for key in self.broker.cancels.listen():
             if self.offers.close_all_of(key):
                 self.blocks_freed.set()
-            if any(one.claim.key == key for one in (*self.running, *self.waiting)):
-                self.cancelled.add(key)
+            self.cancelled.add(key)  # its claim may be on its way here; `drop_cancelled` forgets what is not ours
 
     async def drop_cancelled(self) -> None:
         """Stop computing for sequences that have ended."""
@@ -264,6 +301,13 @@ class PrefillWorker:
             self.free(one)
             (self.running if one in self.running else self.waiting).remove(one)
             await self.intake.lost(one.claim)
+
+    async def drop_late(self) -> None:
+        """End the sequences whose time is over, whatever of them is computed."""
+        for one in [one for one in (*self.running, *self.waiting) if self.intake.is_late(one.claim)]:
+            self.free(one)
+            (self.running if one in self.running else self.waiting).remove(one)
+            await self.intake.expire(one.claim)
 
     async def drain(self) -> None:
         """Hand unfinished jobs back to the queue, then wait for open offers to be pulled."""
@@ -312,6 +356,7 @@ async def work(
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
         await worker.run()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from broker.client import Broker
+from broker.deadline import now_ms
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
 from decode_worker.worker import DecodeWorker
@@ -25,7 +26,7 @@ from engine.sampler import Sampled
 from engine.sequence import Sequence as EngineSequence
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
-from messages import GenerationRequest, Role, SamplingParams, TokenEvent
+from messages import GenerationRequest, Priority, Role, SamplingParams, TokenEvent
 from prefill_worker.worker import PrefillWorker
 from settings import (
     DecodeSettings,
@@ -147,6 +148,7 @@ class ScriptedCluster:
     queue: QueueSettings
     members: list[Member] = field(default_factory=list)
     num_requests: int = 0
+    max_ahead: int = 16
 
     def settings(self, num_blocks: int, token_budget: int, max_running: int) -> Settings:
         return Settings(
@@ -154,7 +156,7 @@ class ScriptedCluster:
             queue=self.queue,
             kv=KVSettings(num_blocks=num_blocks),
             kv_transfer=TransferSettings(release_check_s=0.1, max_offers=64),
-            prefill=PrefillSettings(token_budget=token_budget),
+            prefill=PrefillSettings(token_budget=token_budget, max_ahead=self.max_ahead),
             decode=DecodeSettings(max_running=max_running),
         )
 
@@ -195,12 +197,30 @@ class ScriptedCluster:
         self.members.append(member)
         return member
 
-    async def send(self, prompt: list[int], num_tokens: int, n: int = 1, kind: str = "generate") -> str:
+    async def send(
+        self,
+        prompt: list[int],
+        num_tokens: int,
+        n: int = 1,
+        kind: str = "generate",
+        priority: Priority = Priority.NORMAL,
+        timeout_s: float | None = None,
+    ) -> str:
         """Create a request as the API does; its id."""
         self.num_requests += 1
         request_id = f"request-{self.num_requests}"
         sampling = SamplingParams(seed=1, max_new_tokens=num_tokens, ignore_eos=True)
-        request = GenerationRequest(request_id, prompt, sampling, n=n, kind=kind)  # type: ignore[arg-type]
+        created_ms = now_ms()
+        request = GenerationRequest(
+            request_id,
+            prompt,
+            sampling,
+            n=n,
+            kind=kind,  # type: ignore[arg-type]
+            created_ms=created_ms,
+            priority=priority,
+            deadline_ms=created_ms + round(timeout_s * 1000) if timeout_s is not None else 0,
+        )
         await self.broker.requests.create(request, max_waiting=100)
         return request_id
 

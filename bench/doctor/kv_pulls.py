@@ -1,7 +1,8 @@
 """Whether KV gets from every GPU to every GPU, between two processes, by the very code that workers use.
 
 For each GPU an owner process (pool_owner.py) offers a pool on it, and this process pulls it to each GPU: the bytes are
-compared, the time taken, and a withdrawn offer must be refused. By CUDA IPC, or by NCCL where that is asked for; on a
+compared, the time taken, and a withdrawn offer must be refused; then half the heads of each block, as a rank of two
+pulls them from an owner that has all. By CUDA IPC, or by NCCL where that is asked for; on a
 CPU the same goes through shared memory, or Gloo.
 """
 
@@ -18,7 +19,8 @@ import torch
 
 from bench.doctor.check import Finding, Verdict, attempt
 from bench.doctor.pool_owner import LAYOUT, Offer, contents, scattered
-from kv_transfer.copy_runs import whole_blocks
+from kv_transfer.copy_runs import BlockCut, whole_blocks
+from kv_transfer.head_split import HeadSplit
 from kv_transfer.local import start_driver
 from kv_transfer.network import network_kind, start_pullers
 from kv_transfer.receiver import KVReceiver
@@ -28,6 +30,7 @@ from settings import TransferSettings
 
 NUM_BLOCKS = 256
 BLOCK_BYTES = 512 << 10  # 16 tokens of 32 KiB, as Llama 3 8B's with 8 heads of 128 in 8 layers
+NUM_ROWS, NUM_KV_HEADS = 16, 8  # that a block consists of
 NUM_PULLS = 10
 
 
@@ -90,24 +93,33 @@ def _pulls_from(
                 remedy = "workers on these two need PDQ_KV_TRANSFER__NETWORK, or other GPUs"
                 yield Finding(subject, Verdict.WARN, "no peer access: cuda_ipc cannot carry KV between them", remedy)
                 continue
-            cut = whole_blocks(block_bytes)
-            pullers = start_pullers(settings, f"doctor-{target}", driver)(LAYOUT, cut)
+            open_pullers = start_pullers(settings, f"doctor-{target}", driver)
             require = network_kind(settings, target) or driver.kind
-            receiver = KVReceiver(LAYOUT, block_bytes, driver, network=pullers, place=place, require=require)
-            receivers.append((subject, target, receiver))
-            yield from attempt(subject, partial(_pull, subject, target, receiver, offer, num_blocks, block_bytes))
+            for what, cut in ((subject, whole_blocks(block_bytes)), (f"{subject}, half", _second_half(block_bytes))):
+                pullers = open_pullers(LAYOUT, cut)
+                receiver = KVReceiver(
+                    LAYOUT, block_bytes, driver, network=pullers, place=place, require=require, cut=cut
+                )
+                receivers.append((what, target, receiver, cut))
+                yield from attempt(what, partial(_pull, what, target, receiver, offer, cut))
         owner.stdin.write(b"withdraw\n")
         owner.stdin.flush()
         owner.stdout.readline()
-        for subject, target, receiver in receivers:
-            yield from attempt(subject, partial(_pull_withdrawn, subject, target, receiver, offer, block_bytes))
+        for what, target, receiver, cut in receivers:
+            yield from attempt(what, partial(_pull_withdrawn, what, target, receiver, offer, cut))
             receiver.close()
 
 
-def _pull(
-    subject: str, target: torch.device, receiver: KVReceiver, offer: Offer, num_blocks: int, block_bytes: int
-) -> Iterator[Finding]:
-    into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8, device=target)
+def _second_half(block_bytes: int) -> BlockCut:
+    """What the second of two ranks needs of a block with all heads."""
+    split = HeadSplit(NUM_ROWS, NUM_KV_HEADS, block_bytes // (NUM_ROWS * NUM_KV_HEADS))
+    ((_, cut),) = split.cuts(source_ranks=1, target_ranks=2, target_rank=1)
+    return cut
+
+
+def _pull(subject: str, target: torch.device, receiver: KVReceiver, offer: Offer, cut: BlockCut) -> Iterator[Finding]:
+    num_blocks = len(offer.handle.block_ids)
+    into = torch.zeros(num_blocks, cut.target_block_bytes, dtype=torch.uint8, device=target)
     block_ids = scattered(num_blocks, 2)
     _synchronize(target)  # pulls run on a stream of their own
     times_s = []
@@ -115,7 +127,8 @@ def _pull(
         began_s = time.perf_counter()
         receiver.pull(offer.handle, into, block_ids, offer.export)
         times_s.append(time.perf_counter() - began_s)
-    expected = contents(num_blocks, block_bytes)[offer.handle.block_ids]
+    rows = contents(num_blocks, cut.source_block_bytes)[offer.handle.block_ids].view(num_blocks, cut.num_rows, -1)
+    expected = rows.narrow(2, cut.source_byte, cut.run_bytes).flatten(1)
     if not torch.equal(into[block_ids].cpu(), expected):
         yield Finding(subject, Verdict.FAIL, "other bytes arrived than were offered")
         return
@@ -129,10 +142,10 @@ def _pull(
 
 
 def _pull_withdrawn(
-    subject: str, target: torch.device, receiver: KVReceiver, offer: Offer, block_bytes: int
+    subject: str, target: torch.device, receiver: KVReceiver, offer: Offer, cut: BlockCut
 ) -> Iterator[Finding]:
     num_blocks = len(offer.handle.block_ids)
-    into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8, device=target)
+    into = torch.zeros(num_blocks, cut.target_block_bytes, dtype=torch.uint8, device=target)
     try:
         receiver.pull(offer.handle, into, range(num_blocks), offer.export)
     except KVTransferFailed:

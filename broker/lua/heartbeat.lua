@@ -1,7 +1,7 @@
 -- A worker is alive: renews its lease and status, and the entries it works on.
 -- KEYS  workers, worker_leases, then the queue of every held entry
 -- ARGV  group, worker_id, lease_ms, status, then the id of every held entry
--- -> ids of the entries that are no longer this worker's
+-- -> numbers of the held entries that are no longer this worker's, from 1
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
@@ -12,7 +12,7 @@ for held = 1, #KEYS - 2 do
   -- Only what is still ours: a worker that slept through its lease must not renew the entry of the one that took over.
   local own = redis.pcall('XPENDING', queue, ARGV[1], id, id, 1, ARGV[2])
   if own.err or #own == 0 then
-    lost[#lost + 1] = id
+    lost[#lost + 1] = held
   else
     redis.call('XCLAIM', queue, ARGV[1], ARGV[2], 0, id, 'JUSTID') -- JUSTID: the delivery count stays
   end

@@ -1,27 +1,29 @@
 -- Takes over entries whose owner stopped renewing them, and forgets consumers that are gone for good. XAUTOCLAIM in
 -- one step with what it lacks: the delivery count, and the same treatment of deleted entries on Redis 6.2 and 7.
--- KEYS  queue
+-- KEYS  the stream of each class, the most urgent first
 -- ARGV  group, worker_id, lease_ms, count, consumer_idle_ms
--- -> per entry {entry id, deliveries, {field, value, ...}}
+-- -> per entry {number of its class, entry id, deliveries, {field, value, ...}}
 local taken = {}
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])
-for _, row in ipairs(pending) do
-  local id, deliveries = row[1], row[4]
-  local entries = redis.call('XRANGE', KEYS[1], id, id)
-  if #entries == 0 then
-    redis.call('XACK', KEYS[1], ARGV[1], id)
-  elseif #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], id) > 0 then
-    taken[#taken + 1] = {id, deliveries + 1, entries[1][2]}
+for class, queue in ipairs(KEYS) do
+  local pending = redis.call('XPENDING', queue, ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4] - #taken)
+  for _, row in ipairs(pending) do
+    local id, deliveries = row[1], row[4]
+    local entries = redis.call('XRANGE', queue, id, id)
+    if #entries == 0 then
+      redis.call('XACK', queue, ARGV[1], id)
+    elseif #redis.call('XCLAIM', queue, ARGV[1], ARGV[2], ARGV[3], id) > 0 then
+      taken[#taken + 1] = {class, id, deliveries + 1, entries[1][2]}
+    end
   end
-end
--- Here and not in two steps: a consumer that is given an entry in between would take it to its grave.
-for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  local consumer = {}
-  for field = 1, #row, 2 do
-    consumer[row[field]] = row[field + 1]
-  end
-  if consumer.name ~= ARGV[2] and consumer.pending == 0 and consumer.idle > tonumber(ARGV[5]) then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+  -- Here and not in two steps: a consumer that is given an entry in between would take it to its grave.
+  for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', queue, ARGV[1])) do
+    local consumer = {}
+    for field = 1, #row, 2 do
+      consumer[row[field]] = row[field + 1]
+    end
+    if consumer.name ~= ARGV[2] and consumer.pending == 0 and consumer.idle > tonumber(ARGV[5]) then
+      redis.call('XGROUP', 'DELCONSUMER', queue, ARGV[1], consumer.name)
+    end
   end
 end
 return taken

@@ -182,15 +182,18 @@ def test_sigterm_lets_an_open_stream_finish(settings: Settings) -> None:
                 async with client.stream("POST", url, content=asking()) as answer:
                     chunks = answer.aiter_raw()
                     await anext(chunks)
+                    readiness = f"http://127.0.0.1:{port}/readiness"
+                    assert (await client.get(readiness)).status_code == 200
                     os.kill(os.getpid(), signal.SIGTERM)
 
-                    async def is_closed() -> bool:
-                        return not await is_up()
+                    async def is_not_ready() -> bool:
+                        return (await client.get(readiness)).status_code == 503
 
-                    await until(is_closed)
+                    await until(is_not_ready, 0.5)
                     gate.opened.set()
                     assert b'"finished":true' in b"".join([chunk async for chunk in chunks])
             await serving  # returns; the signal is not raised again
+            assert not await is_up()
 
     run(main())
 
@@ -212,6 +215,32 @@ def test_a_stream_that_outlives_the_drain_ends_in_an_error(settings: Settings) -
                 assert rest.startswith(b'data:{"error":')
             event = await cluster.last_event("long")
             assert event == TokenEvent(finish_reason=FinishReason.ABORT)
+
+    run(main())
+
+
+def test_a_resumable_stream_that_outlives_the_drain_ends_cleanly_and_goes_on_elsewhere(settings: Settings) -> None:
+    api = settings.api.model_copy(update={"drain_s": 0.1})
+
+    async def main() -> None:
+        async with fake_cluster(settings, takes_jobs=False) as workers:
+            gate = Gate(workers)
+            headers = {"X-Request-Id": "long", "X-SSE-Ids": "true"}
+            async with fake_cluster(settings.model_copy(update={"api": api}), takes_jobs=False) as first:
+                workers.start()
+                async with httpx.AsyncClient(timeout=10) as client:
+                    async with first.serving() as port:
+                        url = f"http://127.0.0.1:{port}/generate_stream"
+                        request = client.build_request("POST", url, content=asking(), headers=headers)
+                        answer = await client.send(request, stream=True)
+                        chunks = answer.aiter_raw()
+                        begun = await anext(chunks)
+                    assert begun.startswith(b"id: 0\ndata:")
+                    assert [chunk async for chunk in chunks] == []  # the end of a whole answer, with no error before it
+            assert not await workers.broker.requests.is_finished("long", 0)
+            gate.opened.set()
+            answer = await workers.client.get("/requests/long/stream", headers={"Last-Event-ID": "0"})
+            assert answer.content.startswith(b"id: 1\ndata:") and b'"finished":true' in answer.content
 
     run(main())
 

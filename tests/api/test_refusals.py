@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from messages import Role, WorkerState
@@ -80,6 +81,46 @@ def test_malformed_json_is_a_417_everywhere(settings: Settings) -> None:
             assert answer.json() == {"message": "error: 'text'"}
             answer = await cluster.post("/tokens", {"text": "a", "parameters": {"top_k": "x"}})
             assert answer.json() == {"message": "error: 'str' object cannot be interpreted as an integer"}
+
+    run(main())
+
+
+def test_what_is_too_large_is_refused_without_looking_through_it(settings: Settings) -> None:
+    deep = b"[" * 5000 + b"]" * 5000
+    bodies = [
+        (b'{"inputs": ' + deep + b', "parameters": {}}', "depth limit exceeded"),
+        (b'{"inputs": "a", "parameters": {"guided_json": ' + deep + b"}}", "depth limit exceeded"),
+        (b'{"inputs": "a", "parameters": {"temperature": NaN}}', "unexpected character"),
+        (b'{"inputs": "a", "parameters": {"temperature": 1e999}}', "number is infinity"),
+        (b'{"inputs": "\\ud800", "parameters": {}}', "surrogate"),
+        (orjson.dumps({"inputs": [5] * (CAPACITY_TOKENS + 1), "parameters": {}}), "1001 ids has more than 1000 tokens"),
+        (orjson.dumps({"inputs": ["x"] * (CAPACITY_TOKENS + 1), "parameters": {}}), "more than 1000 tokens"),
+    ]
+
+    async def main() -> None:
+        async with fake_cluster(settings) as cluster:
+            for content, said in bodies:
+                for route in ROUTES:
+                    answer = await cluster.client.post(route, content=content)
+                    assert answer.status_code == 417 and said in answer.json()["message"], (said, answer.text)
+            assert cluster.requests == []
+
+    run(main())
+
+
+def test_an_answer_does_not_echo_a_huge_value(settings: Settings) -> None:
+    huge = "x" * 1_000_000
+
+    async def main() -> None:
+        async with fake_cluster(settings, takes_jobs=False) as cluster:
+            for body in (
+                {"inputs": PROMPT, "parameters": {"logit_bias": {huge: 1}}},
+                {"inputs": PROMPT, "parameters": {"logit_bias": {"9" * 5000: 1}}},
+                {"inputs": PROMPT, "parameters": {}, "multimodal_params": {huge: 1}},
+            ):
+                answer = await cluster.post("/generate", body)
+                assert answer.status_code == 417
+                assert len(answer.content) < 1100
 
     run(main())
 

@@ -75,15 +75,17 @@ def test_a_time_beside_its_bound() -> None:
 
 def test_kv_gets_from_one_process_to_another() -> None:
     """The check itself, with shared memory in the place of CUDA IPC: `start_driver` chooses by device."""
-    own, pair = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=5003)
+    own, pair, half = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=2 * 2048)
     assert (own.subject, own.verdict, own.said) == ("self-test on cpu", Verdict.OK, "shared_memory on cpu")
     assert (pair.subject, pair.verdict) == ("cpu -> cpu", Verdict.OK)
-    assert pair.figures["gb_s"] > 0
+    assert (half.subject, half.verdict) == ("cpu -> cpu, half", Verdict.OK)
+    assert pair.figures["gb_s"] > 0 and half.figures["gb_s"] > 0
 
 
 def test_kv_gets_through_a_process_group() -> None:
-    (pair,) = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=5003, network="nccl")
+    pair, half = kv_pulls.check(CPU, [CPU], num_blocks=32, block_bytes=2 * 2048, network="nccl")
     assert (pair.subject, pair.verdict) == ("cpu -> cpu", Verdict.OK), pair
+    assert (half.subject, half.verdict) == ("cpu -> cpu, half", Verdict.OK), half
     assert pair.figures["gb_s"] > 0
 
 
@@ -117,10 +119,12 @@ def test_kv_that_arrives_wrong_or_too_late_is_found(monkeypatch: pytest.MonkeyPa
         into[block_ids[0], 3] ^= 1
 
     monkeypatch.setattr(KVReceiver, "pull", pull)
-    _, wrong, late = kv_pulls.check(CPU, [CPU], num_blocks=4, block_bytes=64)
-    assert (wrong.verdict, wrong.said) == (Verdict.FAIL, "other bytes arrived than were offered")
-    assert (late.verdict, late.said) == (Verdict.FAIL, "a withdrawn offer could still be pulled")
-    assert len(num_pulls) == kv_pulls.NUM_PULLS + 2
+    _, *both = kv_pulls.check(CPU, [CPU], num_blocks=4, block_bytes=2048)
+    wrong, late = "other bytes arrived than were offered", "a withdrawn offer could still be pulled"
+    assert [(one.subject, one.verdict, one.said) for one in both] == [
+        (subject, Verdict.FAIL, said) for said in (wrong, late) for subject in ("cpu -> cpu", "cpu -> cpu, half")
+    ]
+    assert len(num_pulls) == 2 * (kv_pulls.NUM_PULLS + 2)
 
 
 def test_an_owner_that_does_not_come_up_is_a_failure() -> None:

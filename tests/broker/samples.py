@@ -15,6 +15,7 @@ from messages import (
     KVHandle,
     Phase,
     PrefillJob,
+    Priority,
     SamplingParams,
     TokenEvent,
 )
@@ -24,9 +25,17 @@ STOP = TokenEvent(token_id=2, finish_reason=FinishReason.STOP)
 ABORT = TokenEvent(finish_reason=FinishReason.ABORT)
 
 
-def make_request(request_id: str = "request", n: int = 1, api_id: str = API_ID) -> GenerationRequest:
-    """Three prompt tokens, at most 20 new ones."""
-    return GenerationRequest(request_id, [1, 2, 3], SamplingParams(seed=7, max_new_tokens=20), n=n, api_id=api_id)
+def make_request(
+    request_id: str = "request",
+    n: int = 1,
+    api_id: str = API_ID,
+    priority: Priority = Priority.NORMAL,
+    prompt_tokens: int = 3,
+) -> GenerationRequest:
+    """Prompt tokens 1, 2, 3, ..., at most 20 new ones."""
+    sampling = SamplingParams(seed=7, max_new_tokens=20)
+    prompt = list(range(1, prompt_tokens + 1))
+    return GenerationRequest(request_id, prompt, sampling, n=n, api_id=api_id, priority=priority)
 
 
 def make_decode_job(request_id: str = "request", choice: int = 0, hop: int = 2) -> DecodeJob:

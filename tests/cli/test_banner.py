@@ -32,6 +32,9 @@ def test_the_banner_has_what_one_needs() -> None:
     (curl,) = [line for line in text.splitlines() if "curl" in line]
     assert "http://127.0.0.1:8080/generate_stream" in curl
     assert json.loads(curl.partition("-d '")[2].rstrip("'"))["inputs"]
+    assert "Authorization" not in curl
+    text = banner(Facts("http://127.0.0.1:8080", "m", Path("/m"), "auto", workers, "unix:///r.sock", 1, True))
+    assert '-H "Authorization: Bearer $PDQ_API_KEY" ' in text
 
 
 def test_waiting_says_for_what() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from cli.__main__ import main
 from cli.child import ROOT
 from cli.status import ClusterState, render
-from messages import Role, WorkerState, WorkerStatus
+from messages import Priority, Role, WorkerState, WorkerStatus
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
 RunPdq = Callable[..., Answer]
@@ -38,7 +38,19 @@ def pdq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_help_names_every_command(pdq: RunPdq) -> None:
     code, out, _ = pdq("--help")
     assert code == 0
-    for command in ("serve", "api", "prefill", "decode", "status", "health", "doctor", "model", "config", "bench"):
+    for command in (
+        "serve",
+        "api",
+        "prefill",
+        "decode",
+        "status",
+        "health",
+        "doctor",
+        "model",
+        "key",
+        "config",
+        "bench",
+    ):
         assert f"│ {command} " in out
     assert pdq("--version")[1].startswith("pdq")
 
@@ -157,9 +169,10 @@ def test_status_table_shows_a_worker() -> None:
     )
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(render(ClusterState([worker], 4, 5, [])))
+        decode_depths = {Priority.HIGH: 1, Priority.NORMAL: 4}
+        console.print(render(ClusterState([worker], {Priority.NORMAL: 4, Priority.LOW: 0}, decode_depths, [])))
     (row,) = [line for line in capture.get().splitlines() if "decode-1" in line]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         *("decode-1", "loading", "host:7", "3", "1,600", "25%", "loading weights 43 %")
     ]
-    assert "4 prefill, 5 decode" in capture.get()
+    assert "jobs on the queues: 4 prefill, 5 (1 high) decode" in capture.get()

@@ -76,3 +76,9 @@ async def one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_wants_none(gpu: GpuSettings, model: ModelSettings) -> None:
     assert placed(gpu, model) is None
     assert visible() == "before"
+
+
+def test_no_gpus_are_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_placement, "list_gpus", list)
+    assert placed(GpuSettings(lease="always")) is None
+    assert visible() == "before"

@@ -58,6 +58,25 @@ def test_it_answers(cluster: ComposeCluster, expected: str) -> None:
 def test_redis_wants_the_password(cluster: ComposeCluster) -> None:
     assert "NOAUTH" in cluster.compose("exec", "-T", "redis", "redis-cli", "ping")
     assert "requirepass" not in cluster.compose("config")
+    look = ("redis-cli --user admin --no-auth-warning", '--pass "$(cat /run/pdq-admin/redis_password)"')
+    said = cluster.compose("exec", "-T", "redis", "sh", "-c", f"{' '.join(look)} acl log")
+    assert said.strip() == "", "no role was refused what it needs"
+
+
+def test_each_container_holds_its_own_password_alone(cluster: ComposeCluster) -> None:
+    kept = {
+        role: cluster.compose("exec", "-T", role, "ls", "/run/pdq").split() for role in ("api", "prefill", "decode")
+    }
+    assert "redis_password" in kept["api"]
+    passwords = {role: cluster.compose("exec", "-T", role, "cat", "/run/pdq/redis_password") for role in kept}
+    assert len(set(passwords.values())) == 3
+    assert cluster.compose("exec", "-T", "redis", "ls", "/run/pdq").split() == ["users.acl"]
+
+
+def test_api_keys_are_made_in_a_container(cluster: ComposeCluster) -> None:
+    key = cluster.compose("run", "--rm", "--no-TTY", "key", "new", "alice").split()[-1]
+    assert key.startswith("pdq-")
+    assert "alice" in cluster.compose("exec", "-T", "api", "pdq", "key", "list", "--file", "/run/pdq-keys/keys")
 
 
 def test_more_workers_share_the_work(cluster: ComposeCluster, expected: str) -> None:

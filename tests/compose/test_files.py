@@ -64,6 +64,26 @@ def test_every_container_is_hardened(files: tuple[str, ...], engine: dict[str, s
         assert service["user"] == "10001:10001", name
 
 
+@pytest.mark.parametrize("files", [GPU_NODE, CPU_ONLY], ids=["gpu", "cpu"])
+def test_every_role_is_its_own_redis_user_and_sees_its_own_password(
+    files: tuple[str, ...], engine: dict[str, str]
+) -> None:
+    seen = {
+        name: {volume["source"]: volume["target"] for volume in service["volumes"] if volume["type"] == "volume"}
+        for name, service in services(files, engine).items()
+        if "volumes" in service
+    }
+    secrets = {name: {one for one in volumes if one.startswith("secrets-")} for name, volumes in seen.items()}
+    makers = secrets.pop("secrets")
+    assert secrets.pop("redis") == {"secrets-redis", "secrets-admin"}
+    assert secrets == {"model": set(), **{role: {f"secrets-{role}"} for role in ("api", *WORKERS)}}
+    assert makers == {"secrets-redis", "secrets-admin", "secrets-api", "secrets-prefill", "secrets-decode"}
+    for role in ("api", *WORKERS):
+        service = services(files, engine)[role]
+        assert service["environment"]["PDQ_REDIS__USERNAME"] == role
+        assert all(each.get("read_only") for each in service["volumes"] if each["source"].startswith("secrets-"))
+
+
 def test_nobody_is_killed_before_the_drain_is_over(engine: dict[str, str]) -> None:
     drain_s = max(Settings().api.drain_s, Settings().queue.drain_s)
     for name in ("api", *WORKERS):

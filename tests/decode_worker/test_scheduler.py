@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode_worker.scheduler import Demand, can_admit, plan_step
+from decode_worker.scheduler import Demand, StepPlan, can_admit, plan_step
 
 
 def test_everybody_decodes_while_there_are_blocks() -> None:
@@ -47,3 +47,10 @@ def test_admission_leaves_a_block_for_everybody() -> None:
 def test_an_empty_worker_admits_whatever_fits() -> None:
     assert can_admit(needed_blocks=5, free_blocks=5, num_running=0)
     assert not can_admit(needed_blocks=6, free_blocks=5, num_running=0)
+
+
+def test_low_gives_its_blocks_before_what_is_newer_and_more_urgent() -> None:
+    low, normal, high = Demand(2, 3, 2), Demand(2, 3, 1), Demand(2, 3, 0)
+    assert plan_step([low, high, normal], free_blocks=1) == StepPlan([1, 2], [0])
+    assert plan_step([low, low, normal, high], free_blocks=0) == StepPlan([2, 3], [1, 0])
+    assert plan_step([high, low, high], free_blocks=3) == StepPlan([0, 1, 2], [])

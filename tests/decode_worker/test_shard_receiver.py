@@ -26,21 +26,22 @@ from tests.kv_transfer.test_cuda_ipc import Process
 NUM_BLOCKS, MAX_OFFERS = 6, 4
 SOURCES, TARGETS = [4, 0, 5], [1, 2, 0]
 SPLIT = HeadSplit(num_rows=6, num_kv_heads=4, head_bytes=40)
+ALIGNED = HeadSplit(num_rows=6, num_kv_heads=4, head_bytes=48)  # as every head is on a GPU
 
 
 @contextmanager
 def owner_of(
-    driver: Driver, num_ranks: int, whole: Tensor, device: str = "cpu"
+    driver: Driver, num_ranks: int, whole: Tensor, device: str = "cpu", split: HeadSplit = SPLIT
 ) -> Iterator[tuple[KVSender, PoolExport]]:
     """Rank 0's sender, which the others follow. Each has its heads of `whole`, [blocks, rows, heads, head_bytes]."""
     with ExitStack() as stack:
         senders = []
         for rank in range(num_ranks):
-            block_bytes = SPLIT.block_bytes(num_ranks)
+            block_bytes = split.block_bytes(num_ranks)
             sender = stack.enter_context(
-                KVSender.create(f"p-{rank}", NUM_BLOCKS, block_bytes, "layout", MAX_OFFERS, driver)
+                KVSender.create(f"p-{rank}", len(whole), block_bytes, "layout", MAX_OFFERS, driver)
             )
-            heads = kv_heads_of(SPLIT.num_kv_heads, Shard(rank, num_ranks))
+            heads = kv_heads_of(split.num_kv_heads, Shard(rank, num_ranks))
             sender.buffer.copy_(whole[:, :, heads.start : heads.stop].reshape(-1))
             senders.append(sender)
         first, *others = [sender.export("here", device) for sender in senders]
@@ -50,29 +51,34 @@ def owner_of(
 
 
 @contextmanager
-def receivers_of(driver: Driver, num_ranks: int, place: Place) -> Iterator[list[ShardReceiver]]:
+def receivers_of(
+    driver: Driver, num_ranks: int, place: Place, split: HeadSplit = SPLIT
+) -> Iterator[list[ShardReceiver]]:
     def open_receiver(cut: BlockCut) -> KVReceiver:
         return KVReceiver("layout", cut.source_block_bytes, driver, place=place, cut=cut)
 
-    receivers = [ShardReceiver(SPLIT, Shard(rank, num_ranks), open_receiver) for rank in range(num_ranks)]
+    receivers = [ShardReceiver(split, Shard(rank, num_ranks), open_receiver) for rank in range(num_ranks)]
     yield receivers
     for receiver in receivers:
         receiver.close()
 
 
-def random_whole() -> Tensor:
-    return torch.randint(0, 256, (NUM_BLOCKS, SPLIT.num_rows, SPLIT.num_kv_heads, SPLIT.head_bytes), dtype=torch.uint8)
+def random_whole(num_blocks: int = NUM_BLOCKS, split: HeadSplit = SPLIT) -> Tensor:
+    return torch.randint(0, 256, (num_blocks, split.num_rows, split.num_kv_heads, split.head_bytes), dtype=torch.uint8)
 
 
-def new_pool(num_ranks: int) -> Tensor:
-    return torch.full((NUM_BLOCKS, SPLIT.block_bytes(num_ranks)), 7, dtype=torch.uint8)
+def new_pool(num_ranks: int, num_blocks: int = NUM_BLOCKS, split: HeadSplit = SPLIT) -> Tensor:
+    return torch.full((num_blocks, split.block_bytes(num_ranks)), 7, dtype=torch.uint8)
 
 
-def assert_arrived(pool: Tensor, whole: Tensor, shard: Shard) -> None:
-    heads = kv_heads_of(SPLIT.num_kv_heads, shard)
-    arrived = pool.view(NUM_BLOCKS, SPLIT.num_rows, len(heads), SPLIT.head_bytes)
-    assert torch.equal(arrived[TARGETS], whole[:, :, heads.start : heads.stop][SOURCES])
-    others = [block for block in range(NUM_BLOCKS) if block not in TARGETS]
+def assert_arrived(
+    pool: Tensor, whole: Tensor, shard: Shard, sources: list[int] = SOURCES, targets: list[int] = TARGETS
+) -> None:
+    num_blocks, num_rows, num_kv_heads, head_bytes = whole.shape
+    heads = kv_heads_of(num_kv_heads, shard)
+    arrived = pool.view(num_blocks, num_rows, len(heads), head_bytes)
+    assert torch.equal(arrived[targets], whole[:, :, heads.start : heads.stop][sources])
+    others = [block for block in range(num_blocks) if block not in targets]
     assert (arrived[others] == 7).all(), "nothing else was written"
 
 
@@ -97,20 +103,30 @@ def test_every_pair_of_numbers_of_ranks(shm_directory: Path, source_ranks: int, 
         assert all(receiver.counts["shared_memory"].pulls >= 3 for receiver in receivers)
 
 
-@pytest.mark.parametrize("source_ranks, target_ranks", [(2, 4), (4, 2), (2, 2)])
-def test_over_cuda_ipc(shm_directory: Path, source_ranks: int, target_ranks: int) -> None:
+@pytest.mark.parametrize("num_copied", [1, 27])
+@pytest.mark.parametrize("source_ranks, target_ranks", list(product((1, 2, 4), (1, 2, 4))))
+def test_over_cuda_ipc(shm_directory: Path, source_ranks: int, target_ranks: int, num_copied: int) -> None:
+    """Cut otherwise, all blocks that a rank has of another go in one launch; cut alike, copy engines have them."""
     owner, puller = Process(shm_directory, gpus=(3,)), Process(shm_directory, gpus=(5, 3), peers=frozenset({3}))
-    whole, place = random_whole(), Place("here", puller.device.uuid, puller.device.readable_uuids())
+    num_blocks = num_copied + 5
+    whole, place = random_whole(num_blocks, ALIGNED), Place("here", puller.device.uuid, puller.device.readable_uuids())
+    sources, targets = (torch.randperm(num_blocks)[:num_copied].tolist() for _ in range(2))
     with (
-        owner_of(owner.driver, source_ranks, whole, owner.device.uuid) as (sender, export),
-        receivers_of(puller.driver, target_ranks, place) as receivers,
+        owner_of(owner.driver, source_ranks, whole, owner.device.uuid, ALIGNED) as (sender, export),
+        receivers_of(puller.driver, target_ranks, place, ALIGNED) as receivers,
     ):
-        handle = sender.offer("t", SOURCES, 40)
+        handle = sender.offer("t", sources, 40)
         for rank, receiver in enumerate(receivers):
-            pool = new_pool(target_ranks)
-            receiver.pull(handle, pool, TARGETS, export)
-            assert_arrived(pool, whole, Shard(rank, target_ranks))
-            assert receiver.counts["cuda_ipc"].pulls == max(1, source_ranks // target_ranks)
+            pool = new_pool(target_ranks, num_blocks, ALIGNED)
+            puller.cuda.calls.clear()
+            receiver.pull(handle, pool, targets, export)
+            assert not puller.cuda.pending, "the copy stream was waited for"
+            assert_arrived(pool, whole, Shard(rank, target_ranks), sources, targets)
+            num_asked = max(1, source_ranks // target_ranks)
+            assert receiver.counts["cuda_ipc"].pulls == num_asked
+            calls = puller.cuda.calls
+            assert calls["launch"] == (0 if source_ranks == target_ranks else num_asked)
+            assert bool(calls["cuMemcpyAsync"]) == (source_ranks == target_ranks)
 
 
 def test_an_owner_whose_ranks_are_not_known(shm_directory: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from messages import Role, TransferCount
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
+from tests.tiny_models import greedy, tiny_model, tiny_runner
 
 PROMPT = list(range(40, 240))
 NUM_TOKENS = 24
@@ -79,6 +80,26 @@ def test_kv_travels_between_hosts(
         (owner,) = apart.workers(Role.PREFILL)
         assert owner.export is not None and set(owner.export.addresses) == {kind}
         assert f'"kind": "{kind}"' in apart.log(decode) and "kv_transport_chosen" in apart.log(decode)
+
+
+def test_ranks_pull_from_ranks_of_another_host(hosts: tuple[str, str], tmp_path: Path, redis_url: str) -> None:
+    """Two ranks of prefill, each with half of the heads that the decode worker needs."""
+    path = tiny_model("llama_even").path
+    env = {"PDQ_KV_TRANSFER__NETWORK": "nixl", "PDQ_KV_TRANSFER__TIMEOUT_S": "10"}
+    with running_cluster(tmp_path, redis_url, path, env, prefill=0, decode=0, wait=False) as apart:
+        apart.start("prefill", *on(hosts[0]), PDQ_PREFILL__TENSOR_PARALLEL="2")
+        apart.start("decode", *on(hosts[1]))
+        apart.wait_healthy()
+        assert [answer(apart)] == greedy(tiny_runner(path), [PROMPT], NUM_TOKENS)
+        (owner,) = apart.workers(Role.PREFILL)
+        assert owner.export is not None and [set(rank.addresses) for rank in owner.export.ranks] == [{"nixl"}]
+
+        def pulls() -> TransferCount:
+            (worker,) = apart.workers(Role.DECODE)
+            return worker.transfers["nixl"]
+
+        wait_until(lambda: pulls().pulls > 0, 5, "the pulls are in the worker's status")
+        assert (pulls().pulls, pulls().failures) == (2, 0)
 
 
 def test_workers_that_cannot_reach_each_other_answer_all_the_same(

@@ -1,4 +1,4 @@
-"""The plain block copies against loops over single elements, and the plan of a re-shard against its purpose."""
+"""The plain re-shard against a loop over single bytes, and the plan of one against its purpose."""
 
 from itertools import product
 
@@ -6,59 +6,49 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.block_copy import copy_blocks, reshard_blocks, reshard_pieces
+from kernels.block_copy import reshard_blocks, reshard_pieces
 
-NUM_LAYERS, HEAD_DIM = 2, 3
-
-
-def random_bytes(*shape: int, seed: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+NUM_ROWS = 3
 
 
-def random_pool(num_blocks: int, num_kv_heads: int, block_size: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Any bits, NaNs among them. [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]"""
-    shape = num_blocks, NUM_LAYERS, 2, num_kv_heads, block_size, HEAD_DIM * dtype.itemsize
-    return random_bytes(*shape, seed=seed).view(dtype)
+def random_pool(num_blocks: int, block_bytes: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_blocks * block_bytes,), dtype=torch.uint8, generator=generator)
 
 
-def bits(pool: Tensor) -> Tensor:
-    return pool.contiguous().view(torch.uint8)
-
-
-@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("ids", [([], []), ([5], [0]), ([4, 4, 0, 2], [1, 0, 3, 6])], ids=str)
-def test_copy_blocks(ids: tuple[list[int], list[int]], ids_dtype: torch.dtype) -> None:
-    source, target = random_bytes(6, 48, seed=1), random_bytes(7, 48, seed=2)
-    wanted = target.clone()
+@pytest.mark.parametrize("row_bytes, source_byte, target_byte", [(2, 0, 5), (4, 1, 0), (5, 0, 2)])
+def test_reshard_blocks(ids: tuple[list[int], list[int]], row_bytes: int, source_byte: int, target_byte: int) -> None:
+    source_row, target_row = 5, 7
+    source = random_pool(6, NUM_ROWS * source_row, seed=1)
+    target = random_pool(7, NUM_ROWS * target_row, seed=2)
+    wanted, unchanged = target.clone(), source.clone()
     for source_id, target_id in zip(*ids, strict=True):
-        for byte in range(48):
-            wanted[target_id, byte] = source[source_id, byte]
-    copy_blocks(source, torch.tensor(ids[0], dtype=ids_dtype), target, torch.tensor(ids[1], dtype=ids_dtype))
-    assert torch.equal(target, wanted)
+        for row, byte in product(range(NUM_ROWS), range(row_bytes)):
+            moved = source[(source_id * NUM_ROWS + row) * source_row + source_byte + byte]
+            wanted[(target_id * NUM_ROWS + row) * target_row + target_byte + byte] = moved
+    reshard_blocks(
+        source,
+        target,
+        torch.tensor(ids, dtype=torch.int32),
+        num_rows=NUM_ROWS,
+        row_bytes=row_bytes,
+        source_block_bytes=NUM_ROWS * source_row,
+        source_byte=source_byte,
+        target_block_bytes=NUM_ROWS * target_row,
+        target_byte=target_byte,
+    )
+    assert torch.equal(target, wanted) and torch.equal(source, unchanged)
 
 
-def test_ids_are_pairs() -> None:
-    pool = random_bytes(4, 16, seed=1)
-    with pytest.raises(ValueError):
-        copy_blocks(pool, torch.tensor([0, 1]), pool.clone(), torch.tensor([0]))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("num_tokens", [0, 1, 16, 37, 64])
-@pytest.mark.parametrize("sizes", [(16, 16), (16, 32), (32, 16), (32, 32)], ids=str)
-def test_reshard_blocks(sizes: tuple[int, int], num_tokens: int, dtype: torch.dtype) -> None:
-    source_size, target_size = sizes
-    source = random_pool(6, 4, source_size, dtype, seed=1)
-    target = random_pool(6, 3, target_size, dtype, seed=2)
-    source_table, target_table = [4, 0, 5, 2], [1, 3, 0, 5]
-    wanted = bits(target).clone()
-    for token, layer, kv, head in product(range(num_tokens), range(NUM_LAYERS), range(2), range(2)):
-        source_block, target_block = source_table[token // source_size], target_table[token // target_size]
-        row = bits(source)[source_block, layer, kv, 1 + head, token % source_size]
-        wanted[target_block, layer, kv, head, token % target_size] = row
-    tables = [torch.tensor(table, dtype=torch.int32) for table in (source_table, target_table)]
-    reshard_blocks(source, tables[0], target, tables[1], num_tokens, source_head=1, target_head=0, num_heads=2)
-    assert torch.equal(bits(target), wanted)
+def test_whole_blocks_are_one_row() -> None:
+    source, target = random_pool(6, 48, seed=1), random_pool(7, 48, seed=2)
+    wanted = target.clone().view(7, 48)
+    wanted[[1, 0, 3]] = source.view(6, 48)[[4, 4, 2]]
+    ids = torch.tensor([[4, 4, 2], [1, 0, 3]], dtype=torch.int32)
+    sizes = {"source_block_bytes": 48, "source_byte": 0, "target_block_bytes": 48, "target_byte": 0}
+    reshard_blocks(source, target, ids, num_rows=1, row_bytes=48, **sizes)
+    assert torch.equal(target, wanted.flatten())
 
 
 def heads_of(num_kv_heads: int, ranks: int, rank: int) -> list[int]:

@@ -60,7 +60,7 @@ def main() -> None:
 def start_exporter(kind: str, timeout_s: float, sender: KVSender) -> NixlExporter | PairExporter:
     if kind == "nixl":
         agent = NixlAgent(sender.worker_id)
-        return NixlExporter(agent, *sender.head, sender.buffer, lambda: sender.num_offers > 0)
+        return NixlExporter(agent, *sender.head, sender.buffer, sender.has_offers)
     return PairExporter("gloo", sender.head[0], sender.buffer, copy_on_host, host="127.0.0.1", timeout_s=timeout_s)
 
 

@@ -5,13 +5,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import CopyRun, whole_blocks
+from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.pair_puller import PairPuller
 from messages import KVHandle, KVTransferFailed, PoolExport
@@ -25,11 +24,11 @@ def main() -> None:
     num_blocks, block_bytes, staging_bytes = json.loads(sys.argv[1])
     is_stopping = False
 
-    def copy(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         if is_stopping:
             answer("stops")
             os.kill(os.getpid(), signal.SIGSTOP)
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
 
     puller = PairPuller("gloo", whole_blocks(block_bytes), copy, staging_bytes=staging_bytes)
     answer("ready")

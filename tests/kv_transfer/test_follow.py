@@ -32,12 +32,14 @@ def test_an_offer_stands_in_every_pool_until_it_is_withdrawn(senders: list[KVSen
     for round_number in range(3):  # slots and generations stay alike
         handle = senders[0].offer(f"t{round_number}", [2, 0], 16)
         assert handle.num_ranks == 3
+        assert [sender.has_offers() for sender in senders] == [True] * 3, "a rank that follows is as busy as rank 0"
         for rank, sender in enumerate(senders):
             own = msgspec.structs.replace(handle, pool=sender.pool, pool_epoch=sender.export("host").pool_epoch)
             pool = torch.zeros((4, BLOCK_BYTES), dtype=torch.uint8)
             receiver.pull(own, pool, [1, 3])
             assert pool[[1, 3]].eq(rank + 1).all()
         senders[0].withdraw(f"t{round_number}")
+        assert [sender.has_offers() for sender in senders] == [False] * 3
         for sender in senders:
             own = msgspec.structs.replace(handle, pool=sender.pool, pool_epoch=sender.export("host").pool_epoch)
             with pytest.raises(KVTransferFailed, match="no longer offered"):

@@ -14,19 +14,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 import torch
+from torch.distributed.distributed_c10d import ProcessGroupGloo, Store
 
-from kv_transfer.copy_runs import CopyRun, whole_blocks
+from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.host import routable_address
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request, StoreEntry
 from kv_transfer.pair_exporter import PairAddress, PairExporter
+from kv_transfer.pair_group import PairStore, _is_gloo_address
 from kv_transfer.pair_puller import PairPuller
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
@@ -138,18 +142,18 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
     export, handle = owner.export(ELSEWHERE, "gloo", 0.5), owner.offer("t", SOURCES, 90)
     before = num_threads(), num_sockets()
 
-    def fails_within(seconds: float, puller: PairPuller) -> None:
+    def fails_within_the_limit(puller: PairPuller) -> None:
         start_s = time.monotonic()
         with pytest.raises(KVTransferFailed):
             puller.pull(export, handle, empty_pool(), TARGETS)
-        assert time.monotonic() - start_s < seconds
+        assert time.monotonic() - start_s < 1.5  # 0.5 s, and what a busy machine adds
 
     at_first_copy: list[Callable[[], object]] = []
 
-    def copy(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         if at_first_copy:
             at_first_copy.pop()()
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
 
     def stop() -> None:
         os.kill(owner.process.pid, signal.SIGSTOP)
@@ -162,8 +166,8 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
         stop()
-        fails_within(0.8, puller)  # paired already
-        fails_within(0.8, puller)  # pairing again
+        fails_within_the_limit(puller)  # paired already
+        fails_within_the_limit(puller)  # pairing again
         os.kill(owner.process.pid, signal.SIGCONT)
         assert not pool[12:].any(), "nothing was written late"
         pool.zero_()
@@ -171,14 +175,14 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
         at_first_copy.append(stop)
-        fails_within(0.8, puller)  # between two messages of blocks
+        fails_within_the_limit(puller)  # between two messages of blocks
         os.kill(owner.process.pid, signal.SIGCONT)
         puller.pull(export, handle, empty_pool(), TARGETS)
         wait_until(lambda: owner.num_pairs() == 1, 3, "the owner has ended the pairs that failed")
 
         at_first_copy.append(owner.kill)
-        fails_within(0.3, puller)
-        fails_within(0.3, puller)
+        fails_within_the_limit(puller)
+        fails_within_the_limit(puller)
         assert puller.prune() == 0, "what failed is let go of already"
     assert (num_threads(), num_sockets()) == before
     driver.sweep()
@@ -190,7 +194,7 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
 class Owner:
     """A sender and its exporter; `copy` may be replaced to do something while blocks are copied."""
 
-    def __init__(self, driver: ShmDriver, timeout_s: float = 1.0) -> None:
+    def __init__(self, driver: ShmDriver, host: str = "127.0.0.1") -> None:
         self.copy = copy_on_host
         self.sender = KVSender.create("prefill-1", *SHAPE, "layout", 8, driver)
         self.sender.buffer.random_()
@@ -200,9 +204,9 @@ class Owner:
             self.sender.head[0],
             self.sender.buffer,
             lambda *arguments: self.copy(*arguments),
-            host="127.0.0.1",
+            host=host,
             staging_bytes=STAGING_BYTES,
-            timeout_s=timeout_s,
+            timeout_s=1.0,
         )
         self.export = self.sender.export(ELSEWHERE, addresses={"gloo": self.exporter.address})
         self.address = msgspec.msgpack.decode(self.exporter.address, type=PairAddress)
@@ -259,10 +263,10 @@ def test_an_offer_withdrawn_while_its_blocks_are_copied(owner: Owner, message: i
     handle = owner.sender.offer("t", SOURCES, 90)
     num_copies = 0
 
-    def withdrawing(source: torch.Tensor, target: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def withdrawing(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:
         nonlocal num_copies
         num_copies += 1
-        copy_on_host(source, target, runs)
+        copy_on_host(source, target, copies)
         if num_copies == message:
             owner.sender.withdraw("t")
 
@@ -303,6 +307,88 @@ def frame(message: Any) -> bytes:
     return struct.pack("!I", len(data)) + data
 
 
+def gloo_address(host: str, port: int = 1) -> bytes:
+    """What a Gloo group of two sets in its store."""
+    address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host)
+    return struct.pack("<QQ", 0, 136) + address.ljust(136 + 2 * 8, b"\0")
+
+
+def test_gloo_connects_to_the_peer_alone(driver: ShmDriver) -> None:
+    owner = Owner(driver, host="127.0.0.9")  # of two, Gloo has the one of the higher address connect
+    with socket.create_server(("127.0.0.5", 0)) as third:
+        with socket.create_connection((owner.address.host, owner.address.port)) as connection:
+            connection.sendall(frame(Hello(owner.address.token)))
+            connection.sendall(frame(StoreEntry("0/1", gloo_address(*third.getsockname()))))
+            with suppress(ConnectionResetError):
+                while connection.recv(4096):
+                    pass
+        third.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            third.accept()
+    owner.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.9", "::1"])
+def test_pairs_over_other_addresses(driver: ShmDriver, host: str) -> None:
+    """A connection to 127.0.0.9 comes from 127.0.0.1, so that the two ends have addresses of their own."""
+    owner = Owner(driver, host=host)
+    with open_puller() as puller:
+        for turn in range(2):
+            pool = empty_pool()
+            puller.pull(owner.export, owner.sender.offer(f"t{turn}", SOURCES, 90), pool, TARGETS)
+            assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
+    owner.close()
+
+
+# What Gloo of torch 2.13 set at the two ends of a pair between network namespaces: beside the address there is whatever
+# lay in its memory.
+BETWEEN_HOSTS = {
+    "10.77.0.1": "0200000000000000766d8800000000000000020087f30a4d000100000000000000002800000000000000"
+    "9059f0f9555500002800000000000000e84ef50d727f00004051b7ea717f0000a275ba0d727f00004075ba0d727f0000"
+    "601cbbea717f0000f86ef70d727f0000002841eb4e1b54d1000000000000000080ffffffffffffff0000000000000000"
+    "62db57ff717f0000ffffffffffffffff00000000000000000100000000000000",
+    "10.77.0.2": "0200000000000000766d88000000000000000200b5f90a4d000200000000000000000000000000000000"
+    "d00ea666fe7f0000f86e17cd317f0000400fa666fe7f000000000000000000000ad333cd317f0000006b23cd317f0000"
+    "00000000000000000500000000000000008b28677f350b08000000000000000080ffffffffffffff0000000000000000"
+    "62db77be317f0000ffffffffffffffff00000000000000000100000000000000",
+    "fd00:77::1": "0200000000000000766d88000000000000000a008e6b00000000fd000077000000000000000000000001"
+    "000000007e5500002800000000000000e84e15993a7f000000d3d6753a7f0000a275da983a7f00004075da983a7f0000"
+    "10cdda753a7f0000f86e17993a7f000000eaf243d15a1fdf000000000000000080ffffffffffffff0000000000000000"
+    "62db778a3a7f0000ffffffffffffffff00000000000000000100000000000000",
+}
+
+
+@pytest.mark.parametrize("peer", BETWEEN_HOSTS)
+def test_what_gloo_asks_of_its_store_between_hosts(peer: str) -> None:
+    """It asks for both ranks' addresses, its own included; a peer can neither have another's nor set ours."""
+    sent = {host: bytes.fromhex(data) for host, data in BETWEEN_HOSTS.items()}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = PairChannel.connect("127.0.0.1", listener.getsockname()[1], 5.0)
+        channel.peer_address = peer
+        store = PairStore(channel, lambda data: _is_gloo_address(data, peer))
+        with listener.accept()[0] as connection:
+            connection.sendall(frame(StoreEntry("0/1", sent["10.77.0.2"])) + frame(StoreEntry("0/0", sent[peer])))
+            store.set("0/1", b"our own")
+            assert (store.get("0/0"), store.get("0/1")) == (sent[peer], b"our own")
+            for others in sent.keys() - {peer}:
+                connection.sendall(frame(StoreEntry(others, sent[others])))
+                with pytest.raises(KVTransferFailed, match=f"{peer} set 170 bytes that are no address of its own"):
+                    store.get(others)
+        channel.close()
+
+
+def test_a_message_too_long_is_neither_sent_nor_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = PairChannel.connect("127.0.0.1", listener.getsockname()[1], 5.0)
+        with pytest.raises(KVTransferFailed, match="at most 1048576 can be sent"):
+            channel.send(Hello(bytes(1 << 20)))
+        with listener.accept()[0] as peer:
+            peer.sendall(struct.pack("!I", (1 << 20) + 1))
+            with pytest.raises(KVTransferFailed, match="announces a message of 1048577 bytes"):
+                channel.receive(Answer)
+        channel.close()
+
+
 def test_what_nobody_should_send_to_an_owner(owner: Owner) -> None:
     handle = owner.sender.offer("t", SOURCES, 90)
     hello = frame(Hello(owner.address.token))
@@ -318,10 +404,10 @@ def test_what_nobody_should_send_to_an_owner(owner: Owner) -> None:
         hello + frame(Request(handle, 2)),
         hello + frame(Answer()),
         hello + frame(StoreEntry("0/1", b"")),  # Gloo's own look at any of these ends the process
-        hello + frame(StoreEntry("0/1", secrets.token_bytes(170))),
         hello + frame(StoreEntry("0/1", b"\xff" * 170)),
-        hello + frame(StoreEntry("0/1", struct.pack("<QQ", 0, 136) + bytes(136 + 16))),
-        hello + frame(StoreEntry("0/1", struct.pack("<QQ", 0, 136) + secrets.token_bytes(136 + 16))),
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.1")[:-1])),
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.1"))),  # nobody listens there
+        hello + frame(StoreEntry("0/1", gloo_address("127.0.0.2"))),
     ]
     with open_puller() as puller:
         puller.pull(owner.export, handle, empty_pool(), TARGETS)
@@ -416,6 +502,18 @@ def test_an_owner_that_closes_and_pullers_that_close(driver: ShmDriver, owner: O
         puller.pull(owner.export, handle, empty_pool(), TARGETS)
 
 
+def test_a_pair_that_its_owner_has_ended_is_made_again(owner: Owner) -> None:
+    handle = owner.sender.offer("t", SOURCES, 90)
+    with open_puller() as puller:
+        puller.pull(owner.export, handle, empty_pool(), TARGETS)
+        for channel in owner.exporter._pairs.values():
+            channel.interrupt()
+        wait_until(lambda: owner.exporter.num_pairs == 0, 3, "the pair has ended")
+        pool = empty_pool()
+        puller.pull(owner.export, handle, pool, TARGETS)
+        assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
+
+
 def test_pulls_of_several_threads(owner: Owner) -> None:
     handles = [owner.sender.offer(f"t{index}", [index, index + 9], 16) for index in range(6)]
     pools = [empty_pool() for _ in handles]
@@ -437,6 +535,58 @@ def test_an_address_that_is_not_ours_stops_the_start(driver: ShmDriver) -> None:
         for host in ("203.0.113.7", "no.such.host.invalid"):
             with pytest.raises(DeviceError, match=f"cannot listen on PDQ_KV_TRANSFER__ADDRESS, '{host}'"):
                 PairExporter("gloo", sender.head[0], sender.buffer, copy_on_host, host=host)
+
+
+class GlooAsNccl:
+    """What we use of torch 2.13's ProcessGroupNCCL, carried out by Gloo."""
+
+    opened: ClassVar[list["GlooAsNccl"]] = []
+
+    class Options:
+        def __init__(self) -> None:
+            self._timeout = timedelta()
+            self.config = SimpleNamespace(blocking=1)
+            self.global_ranks_in_group: list[int] = []
+            self.group_name = ""
+
+    def __init__(self, store: Store, rank: int, size: int, options: Options) -> None:
+        assert options.config.blocking == 0 and options.global_ranks_in_group == [0, 1] and options.group_name
+        self.gloo: Any = ProcessGroupGloo(store, rank, size, options._timeout)
+        self.is_aborted = False
+        self.opened.append(self)
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        return self.gloo.send(tensors, peer, tag)
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        return self.gloo.recv(tensors, peer, tag)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_nccl_by_the_same_code(driver: ShmDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the device: the names are those of torch's stub, which mypy compares."""
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.distributed.ProcessGroupNCCL", GlooAsNccl, raising=False)
+    for name in ("ASYNC_ERROR_HANDLING", "ENABLE_MONITORING", "NONBLOCKING_TIMEOUT"):
+        monkeypatch.setenv(f"TORCH_NCCL_{name}", "")  # so that what is set below is taken back
+        monkeypatch.delenv(f"TORCH_NCCL_{name}")
+    with KVSender.create("p", *SHAPE, "layout", 1, driver) as sender:
+        sender.buffer.random_()
+        exporter = PairExporter("nccl", sender.head[0], sender.buffer, copy_on_host, host="127.0.0.1", timeout_s=3.0)
+        puller = PairPuller("nccl", whole_blocks(BLOCK_BYTES), copy_on_host, timeout_s=3.0)
+        export = sender.export(ELSEWHERE, addresses={exporter.kind: exporter.address})
+        pool = empty_pool()
+        puller.pull(export, sender.offer("t", SOURCES, 90), pool, TARGETS)
+        assert torch.equal(pool, pool_with(sender.buffer.view(SHAPE), SOURCES, TARGETS))
+        # By default a time-out of NCCL's takes the process down, and a peer that stops while connecting is waited for.
+        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+        assert os.environ["TORCH_NCCL_NONBLOCKING_TIMEOUT"] == "3"
+        puller.close()
+        exporter.close()
+    assert [group.is_aborted for group in GlooAsNccl.opened] == [True, True]
+    GlooAsNccl.opened.clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has NCCL")

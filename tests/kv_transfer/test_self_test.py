@@ -1,10 +1,9 @@
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.segment import Segment
 from kv_transfer.self_test import self_test
 from kv_transfer.shared_memory import ShmDriver
@@ -24,20 +23,27 @@ def test_it_passes_here_and_leaves_nothing(driver: ShmDriver, shm_directory: Pat
 
 
 class FlippedBit(ShmDriver):
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
-        super().copy(pool, head_bytes, into, runs)
-        into[runs[-1].target_byte + runs[-1].num_bytes - 1] ^= 1
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
+        super().copy(pool, head_bytes, into, copies)
+        last = copies.runs()[-1]
+        into[last.target_byte + last.num_bytes - 1] ^= 1
 
 
 class NoCopy(ShmDriver):
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         pass
 
 
 class OneByteTooFar(ShmDriver):
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
-        super().copy(pool, head_bytes, into, runs)
-        into[runs[0].num_bytes] = 1
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
+        super().copy(pool, head_bytes, into, copies)
+        into[copies.runs()[0].num_bytes] = 1
+
+
+class WholeBlocksOnly(ShmDriver):
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
+        if copies.cut.is_whole:
+            super().copy(pool, head_bytes, into, copies)
 
 
 class PrivateMapping(ShmDriver):
@@ -71,6 +77,7 @@ class NoImport(ShmDriver):
         (FlippedBit, "other bytes were read"),
         (NoCopy, "other bytes were read"),
         (OneByteTooFar, "other bytes were read"),
+        (WholeBlocksOnly, "other bytes were read"),
         (PrivateMapping, "no KV pool"),
         (FrozenGenerations, "withdrawn offer could still be pulled"),
         (NoImport, "Permission denied"),

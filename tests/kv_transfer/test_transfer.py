@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kv_transfer.copy_runs import CopyRun, merge_runs
+from kv_transfer.copy_runs import BlockCopies, CopyRun, merge_runs, whole_blocks
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment
 from kv_transfer.sender import KVSender
@@ -34,13 +34,14 @@ class SpyDriver(ShmDriver):
         self.before_copy: Callable[[], None] = lambda: None
         self.after_copy: Callable[[], None] = lambda: None
 
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
+        runs = copies.runs()
         for run in runs:
             assert 0 <= run.source_byte and run.source_byte + run.num_bytes <= len(pool.mapping) - head_bytes
             assert 0 <= run.target_byte and run.target_byte + run.num_bytes <= into.numel()
         self.runs.extend(runs)
         self.before_copy()
-        super().copy(pool, head_bytes, into, runs)
+        super().copy(pool, head_bytes, into, copies)
         self.after_copy()
 
 
@@ -431,7 +432,7 @@ def test_the_copy_leaves_the_gil_to_others(shm_directory: Path) -> None:
         deadline = time.monotonic() + 20
         while not seen_copying and time.monotonic() < deadline:
             copying = True
-            driver.copy(pool, 0, into, [CopyRun(0, 0, num_bytes)])
+            driver.copy(pool, 0, into, BlockCopies(whole_blocks(num_bytes), [0], [0]))
             copying = False
     finally:
         is_over.set()

@@ -3,7 +3,7 @@
 import random
 import secrets
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from kv_transfer.copy_runs import CopyRun
+from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment, sweep_segments
 from kv_transfer.sender import KVSender
@@ -34,10 +34,10 @@ class RacingDriver(ShmDriver):
         super().__init__(directory)
         self.race: Callable[[], object] | None = None
 
-    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, runs: Sequence[CopyRun]) -> None:
+    def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         if self.race is not None:
             self.race()
-        super().copy(pool, head_bytes, into, runs)
+        super().copy(pool, head_bytes, into, copies)
 
 
 def test_blocks_of_another_process(start_owner: StartOwner, shm_directory: Path) -> None:

@@ -1,6 +1,7 @@
-"""Block copies under the interpreter: every bit as the twin moves it, and nothing else."""
+"""The re-shard under the interpreter: every bit as the twin moves it, and nothing else."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,92 +11,62 @@ from torch import Tensor
 
 from bench.kernels.block_copy import small_cases
 from bench.kernels.case import Inputs, KernelCase
-from engine.kv_pool import KVLayout, KVPool
 from kernels import block_copy
 from kernels.gpu import block_copy as gpu_block_copy
 from tests.kernels.gpu.agree import assert_agrees
-from tests.kernels.gpu.drawn import dtypes, seeds
+from tests.kernels.gpu.drawn import seeds
 
-# One vector, some, a whole tile of 8 KiB, one vector more than that, several tiles.
-BLOCK_BYTES = [16, 48, 8192, 8208, 20480]
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+POOL_BLOCKS = 9
+# One vector, some, a whole tile of 8 KiB, one vector more than that.
+ROW_BYTES = [16, 48, 8192, 8208]
 
 
-def random_bytes(*shape: int, seed: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
+def random_pool(block_bytes: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (POOL_BLOCKS * block_bytes,), dtype=torch.uint8, generator=generator)
 
 
-def distinct(count: int, out_of: int, dtype: torch.dtype, seed: int) -> Tensor:
-    return torch.randperm(out_of, generator=generator(seed))[:count].to(dtype)
-
-
-def both_pools(copy: Callable[..., None]) -> Callable[..., list[Tensor]]:
+def both_pools(reshard: Callable[..., None], place: Callable[[Tensor], Any], sizes: dict[str, int]) -> Any:
     """The source is compared too: it stays as it is."""
 
-    def run(source: Tensor, source_ids: Tensor, target: Tensor, target_ids: Tensor) -> list[Tensor]:
-        copy(source, source_ids, target, target_ids)
+    def run(source: Tensor, target: Tensor, ids: Tensor) -> list[Tensor]:
+        reshard(place(source), place(target), ids, **sizes)
         return [source, target]
 
     return run
 
 
+def assert_moves_alike(source: Tensor, target: Tensor, ids: Tensor, sizes: dict[str, int]) -> None:
+    launch = both_pools(gpu_block_copy.reshard_blocks, Tensor.data_ptr, sizes)
+    twin = both_pools(block_copy.reshard_blocks, lambda tensor: tensor, sizes)
+    assert_agrees(launch, twin, (source, target, ids), 0)
+
+
 @given(
-    num_copied=st.integers(0, 3),
-    block_bytes=st.sampled_from(BLOCK_BYTES),
-    ids_dtype=st.sampled_from([torch.int32, torch.int64]),
+    num_copied=st.integers(0, 5),
+    num_rows=st.integers(1, 5),
+    row_bytes=st.sampled_from(ROW_BYTES),
+    around=st.tuples(*[st.sampled_from([0, 16, 48])] * 4),
     seed=seeds,
 )
-@settings(max_examples=20, deadline=None)
-def test_copy_blocks(num_copied: int, block_bytes: int, ids_dtype: torch.dtype, seed: int) -> None:
-    source, target = random_bytes(4, block_bytes, seed=seed), random_bytes(5, block_bytes, seed=seed + 1)
-    # A source block may be wanted twice.
-    source_ids = torch.randint(0, 4, (num_copied,), dtype=ids_dtype, generator=generator(seed))
-    arguments = (source, source_ids, target, distinct(num_copied, 5, ids_dtype, seed))
-    launch, twin = both_pools(gpu_block_copy.copy_blocks), both_pools(block_copy.copy_blocks)
-    assert_agrees(launch, twin, arguments, 0)
-
-
-def test_blocks_move_inside_one_pool() -> None:
-    pool = random_bytes(4, 64, seed=1)
-    before = pool.clone()
-    gpu_block_copy.copy_blocks(pool, torch.tensor([3, 0]), pool, torch.tensor([1, 2]))
-    assert torch.equal(pool, before[[0, 3, 0, 3]])
-
-
-@pytest.mark.parametrize("sizes", [(16, 16), (16, 32), (32, 16), (32, 32)], ids=str)
-@given(data=st.data(), dtype=st.one_of(dtypes, st.just(torch.float8_e4m3fn)), seed=seeds)
-@settings(max_examples=10, deadline=None)
-def test_reshard_blocks(sizes: tuple[int, int], data: st.DataObject, dtype: torch.dtype, seed: int) -> None:
-    source_size, target_size = sizes
-    head_dim = data.draw(st.sampled_from([16, 48, 80]))
-    num_heads = data.draw(st.integers(1, 3))
-    source_head, target_head = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
-    num_tokens = data.draw(st.sampled_from([37, 48, 33, 16, 1, 0]))
-
-    def pool(num_heads: int, block_size: int, seed: int) -> Tensor:
-        layout = KVLayout(2, num_heads, block_size, head_dim, dtype)
-        return KVPool.over(layout, random_bytes(5 * layout.block_bytes, seed=seed)).tensor
-
-    def table(block_size: int, seed: int) -> Tensor:
-        return distinct(-(-num_tokens // block_size), 5, torch.int32, seed)
-
-    def run(reshard: Callable[..., None]) -> Callable[..., list[Tensor]]:
-        def resharded(source: Tensor, source_table: Tensor, target: Tensor, target_table: Tensor) -> None:
-            heads = {"source_head": source_head, "target_head": target_head, "num_heads": num_heads}
-            reshard(source, source_table, target, target_table, num_tokens, **heads)
-
-        return both_pools(resharded)
-
-    arguments = (
-        pool(source_head + num_heads + data.draw(st.integers(0, 1)), source_size, seed),
-        table(source_size, seed),
-        pool(target_head + num_heads + data.draw(st.integers(0, 1)), target_size, seed + 1),
-        table(target_size, seed + 1),
-    )
-    assert_agrees(run(gpu_block_copy.reshard_blocks), run(block_copy.reshard_blocks), arguments, 0)
+@settings(max_examples=40, deadline=None)
+def test_reshard_blocks(
+    num_copied: int, num_rows: int, row_bytes: int, around: tuple[int, int, int, int], seed: int
+) -> None:
+    sizes = {
+        "num_rows": num_rows,
+        "row_bytes": row_bytes,
+        "source_block_bytes": num_rows * (around[0] + row_bytes + around[1]),
+        "source_byte": around[0],
+        "target_block_bytes": num_rows * (around[2] + row_bytes + around[3]),
+        "target_byte": around[2],
+    }
+    source = random_pool(sizes["source_block_bytes"], seed)
+    target = random_pool(sizes["target_block_bytes"], seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    source_ids = torch.randint(0, POOL_BLOCKS, (num_copied,), dtype=torch.int32, generator=generator)  # some twice
+    target_ids = torch.randperm(POOL_BLOCKS, generator=generator)[:num_copied].int()
+    assert_moves_alike(source, target, torch.stack([source_ids, target_ids]), sizes)
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=lambda case: case.name)
@@ -104,7 +75,26 @@ def test_small_cases(case: KernelCase) -> None:
     assert_agrees(case.launch, case.twin, case.make(Inputs(torch.device("cpu"))), case.tolerance)
 
 
-def test_what_no_vector_can_move_is_refused() -> None:
-    ids = torch.tensor([0])
+SIZES = {
+    "num_rows": 2,
+    "row_bytes": 32,
+    "source_block_bytes": 64,
+    "source_byte": 0,
+    "target_block_bytes": 128,
+    "target_byte": 16,
+}
+
+
+@pytest.mark.parametrize("change", [{"row_bytes": 24}, {"source_block_bytes": 80}, {"target_byte": 8}], ids=str)
+def test_what_no_vector_can_move_is_refused(change: dict[str, int]) -> None:
+    ids = torch.zeros(2, 1, dtype=torch.int32)
     with pytest.raises(AssertionError, match="where a vector may"):
-        gpu_block_copy.copy_blocks(random_bytes(2, 40, seed=1), ids, random_bytes(2, 40, seed=2), ids)
+        gpu_block_copy.reshard_blocks(0, 0, ids, **SIZES | change)
+    with pytest.raises(AssertionError, match="where a vector may"):
+        gpu_block_copy.reshard_blocks(8, 0, ids, **SIZES)
+
+
+@pytest.mark.parametrize("change", [{"row_bytes": 48}, {"target_byte": 48}, {"source_byte": -16}, {"num_rows": 3}])
+def test_a_run_that_leaves_its_row_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(AssertionError):
+        gpu_block_copy.reshard_blocks(0, 0, torch.zeros(2, 1, dtype=torch.int32), **SIZES | change)

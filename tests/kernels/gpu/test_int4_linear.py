@@ -80,6 +80,12 @@ def test_the_shapes_that_are_chosen(tokens: int) -> None:
     check(randn(tokens, 520, dtype=torch.float16, seed=4, scale=0.5), weight, None)
 
 
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_a_bias_is_added_once(num_splits: int) -> None:
+    weight, bias = drawn_weight(256, 24, 32, seed=3), randn(24, dtype=torch.float16, seed=5)
+    check(randn(3, 256, dtype=torch.float16, seed=4, scale=0.5), weight, bias, num_splits, SHAPES[0])
+
+
 def test_packing_loses_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (296, 24), dtype=torch.uint8, generator=generator)

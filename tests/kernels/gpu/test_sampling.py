@@ -97,6 +97,13 @@ def test_each_edit(names: list[str]) -> None:
     assert not torch.equal(assert_edited(logits, batch), logits)
 
 
+def test_no_rows_are_no_launch() -> None:
+    logits = torch.empty(0, 10)
+    inputs = sampling_inputs([SamplingRow(SamplingParams(0), (), (), ())], 10, CPU)
+    assert sampling.edit(logits, inputs).shape == (0, 10)
+    assert sampling.choose(logits, inputs).shape == (0, 2)
+
+
 def assert_edited(logits: Tensor, batch: list[SamplingRow]) -> Tensor:
     inputs = sampling_inputs(batch, logits.shape[1], CPU)
     with watched(logits, *tensors_of(inputs)):

@@ -1,0 +1,103 @@
+"""Who may pass: every route asks for an API key, but for the few that are listed here.
+
+Pure ASGI: Starlette's BaseHTTPMiddleware would hide a client that leaves. Knows paths, keys and what becomes of a
+request that is refused; knows nothing of text. A path that stands in no list asks for an admin key.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.errors import TooManyRequests, error_response, message_response, stream_failure
+from api.key_file import Scope as KeyScope
+from api.key_lease import KeyLease
+from api.services import Services
+
+OPEN_PATHS = frozenset({"/health", "/healthz", "/liveness", "/readiness"})
+CLIENT_PATHS = frozenset({"/", "/generate", "/generate_stream", "/get_score", "/tokens", "/get_model_name"})
+CLIENT_PREFIXES = ("/requests/",)  # about a request that runs already: counts in no limit, or it could not be cancelled
+MONITOR_PATHS = frozenset({"/metrics", "/token_load", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+
+NO_KEY = "this server asks for an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
+WRONG_KEY = "the API key is not known or no longer valid"
+
+
+def scopes_for(path: str) -> frozenset[KeyScope]:
+    """Which scopes of keys may ask for `path`."""
+    bare = _bare(path)
+    if bare in CLIENT_PATHS or path.startswith(CLIENT_PREFIXES):
+        return frozenset({KeyScope.CLIENT, KeyScope.ADMIN})
+    if bare in MONITOR_PATHS:
+        return frozenset({KeyScope.MONITOR, KeyScope.ADMIN})
+    return frozenset({KeyScope.ADMIN})
+
+
+def is_counted(path: str) -> bool:
+    """Whether asking for `path` uses up a key's limits."""
+    return _bare(path) in CLIENT_PATHS
+
+
+def _bare(path: str) -> str:
+    return path.rstrip("/") or "/"  # "/generate/" is redirected to "/generate"
+
+
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """What the request says its key is; empty when it says nothing. `Authorization: Bearer` comes before X-API-Key."""
+    found = {name: value for name, value in headers if name in (b"authorization", b"x-api-key")}
+    scheme, _, bearer = found.get(b"authorization", b"").strip().partition(b" ")
+    return bearer.strip() if scheme.lower() == b"bearer" else found.get(b"x-api-key", b"").strip()
+
+
+class KeyGate:
+    """Middleware: puts the key's id into `scope["pdq.owner"]` ("" where no keys are asked for), its lease into
+    `scope["pdq.lease"]` where it has limits, or answers 401, 403 or 429."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ring = self._services.key_ring
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        scope["pdq.owner"] = ""
+        if ring is None or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no websockets; should there be, they must come through here
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        presented = presented_key(scope["headers"])
+        key = ring.find(presented) if presented else None
+        if key is None:
+            answer = message_response(401, WRONG_KEY if presented else NO_KEY, {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+            return
+        scopes = scopes_for(scope["path"])
+        if key.scope not in scopes:
+            answer = message_response(403, f"this asks for an API key of scope {' or '.join(sorted(scopes))}")
+            await answer(scope, receive, send)
+            return
+        scope["pdq.owner"] = key.id
+        limits = ring.limits_of(key)
+        if not (is_counted(scope["path"]) and limits.is_any):
+            await self._app(scope, receive, send)
+            return
+        lease = KeyLease(self._services.broker, key.id, limits, self._services.settings.api.arrival_timeout_s)
+        await self._under_limits(lease, scope, receive, send)
+
+    async def _under_limits(self, lease: KeyLease, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await lease.enter()
+        except (TooManyRequests, RedisError) as error:
+            await error_response(stream_failure(error))(scope, receive, send)
+            return
+        scope["pdq.lease"] = lease
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # In a task of its own, so that no second cancellation can keep it from being given back.
+            await asyncio.shield(asyncio.create_task(lease.leave()))
