@@ -9,6 +9,10 @@ differs by that times their distance, which is not 0 modulo 2^64. So one or two 
 block, are always noticed, and so are two that have changed places; of anything else about one in 2^64 is not. That is
 against faults, not against somebody who wants to deceive: a forger can make the sums fit.
 
+Copying 33.5 MB in 91 scattered blocks on one core of an AMD EPYC took 2.1 ms with the sums and 2.1 ms without; the sums
+alone 1.3 ms, three interleaved CRC32C 1.5 ms, zlib's crc32 8 ms. Stores past the caches (1.7 ms) made the decode step's
+first read slower by what they saved.
+
 The C++ is in `cpu/block_sums.cpp`; what is in torch here is its twin, and what a GPU's memory is summed by. Knows bytes
 and ids; what an offer is, and what is done about a difference, is decided elsewhere.
 """
