@@ -240,6 +240,8 @@ class KVHandle(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int  # tokens whose KV the blocks hold
     block_ids: list[int]
     num_ranks: int = 1  # over how many pools the heads are spread: slot, generation and block ids are the same in all
+    checksums: tuple[int, ...] = ()  # of the blocks in their order, 64 bits per pool (kv_transfer/checksum.py); or none
+    mac: bytes = b""  # over all of it and the job it is for (kv_transfer/seal.py); empty where there is no secret
 
 
 class PoolExport(msgspec.Struct, frozen=True, array_like=True):
@@ -254,6 +256,7 @@ class PoolExport(msgspec.Struct, frozen=True, array_like=True):
     num_blocks: int
     addresses: dict[str, bytes] = {}  # transport kind -> what its puller needs besides
     ranks: tuple["PoolExport", ...] = ()  # the pools of a tensor-parallel owner's ranks 1 and up, in order
+    mac: bytes = b""  # over all of it, ranks included (kv_transfer/seal.py); empty where there is no secret
 
 
 class TransferCount(msgspec.Struct, frozen=True, array_like=True):

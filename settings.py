@@ -102,6 +102,16 @@ class TransferSettings(Section):
         1.0, description="How often a prefill worker checks what became of its open offers."
     )
     max_offers: Count = Field(4096, description="Most offers one prefill worker keeps open.")
+    checksum: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether pulled bytes are compared with a checksum of what was offered; auto: in host memory, "
+        "where the C++ kernels take it while they copy; on: everywhere.",
+    )
+    secret_file: Path | None = Field(
+        None,
+        description="File of 16 bytes or more that every worker has alike and nobody else: handles are sealed with it. "
+        "Empty: they are not, and whoever can write to Redis can name KV; `pdq serve` with its own Redis makes one.",
+    )
 
 
 class PrefillSettings(Section):

@@ -1,7 +1,8 @@
 """`python -m bench.kv_transfer`: how fast offered blocks get from one process to another, by each transport in turn.
 
-The owner is a process of its own. One figure is one pull, checks included; the transports take turns, so that a drift
-of the machine meets all of them.
+The owner is a process of its own. One figure is one pull, checks included; the transports take turns, each with and
+without the checksum, so that a drift of the machine meets all of them. What the owner's half of the checksum takes is a
+line of its own: a worker takes it while the first token is on its way, and no handoff waits for it.
 """
 
 import argparse
@@ -13,6 +14,9 @@ import time
 import msgspec
 import torch
 
+from kernels import cpu_build
+from kernels.block_sums import CpuBlockSums
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.host import host_id
 from kv_transfer.host_copy import copy_on_host
@@ -34,11 +38,18 @@ class Offer(msgspec.Struct):
 
     export: PoolExport
     handle: KVHandle
+    sum_s: list[float]  # how long the owner took to sum its blocks, some times
+
+
+def summer() -> BlockSummer:
+    """As a worker's, on by all means."""
+    library = cpu_build.load()
+    return BlockSummer(None if library is None else CpuBlockSums(library))
 
 
 def own(num_blocks: int, block_bytes: int) -> None:
     """Be the owner: offer every block, in scattered order, until stdin ends."""
-    with KVSender.create("bench-owner", num_blocks, block_bytes, _LAYOUT, 1) as sender:
+    with KVSender.create("bench-owner", num_blocks, block_bytes, _LAYOUT, 1, summer=summer()) as sender:
         sender.buffer.random_()
         exporters: list[Exporter] = [
             NixlExporter(NixlAgent("bench-owner"), *sender.head, sender.buffer, lambda: True),
@@ -46,7 +57,13 @@ def own(num_blocks: int, block_bytes: int) -> None:
         ]
         export = sender.export(host_id(), addresses={exporter.kind: exporter.address for exporter in exporters})
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
-        sys.stdout.write(msgspec.json.encode(Offer(export, sender.offer("bench", order, 1))).decode() + "\n")
+        sum_s = []
+        for _ in range(15):
+            start_s = time.perf_counter()
+            checksums = sender.checksums(order)
+            sum_s.append(time.perf_counter() - start_s)
+        offer = Offer(export, sender.offer("bench", order, 1, checksums), sum_s)
+        sys.stdout.write(msgspec.json.encode(offer).decode() + "\n")
         sys.stdout.flush()
         sys.stdin.read()
         for exporter in exporters:
@@ -61,29 +78,34 @@ def measure(num_blocks: int, block_bytes: int, num_pulls: int) -> None:
         assert owner.stdin is not None and owner.stdout is not None
         offer = msgspec.json.decode(owner.stdout.readline(), type=Offer)
         cut = whole_blocks(block_bytes)
-        pullers: list[Puller] = [
-            MappedPuller(ShmDriver(), _LAYOUT, cut),
-            NixlPuller(NixlAgent("bench-receiver"), _LAYOUT, cut, copy_on_host),
-            PairPuller("gloo", cut, copy_on_host),
-        ]
+        agent = NixlAgent("bench-receiver")
+        pullers: list[tuple[str, Puller]] = []
+        for how, sums in (("", None), (" + checksum", summer())):
+            some: list[Puller] = [
+                MappedPuller(ShmDriver(), _LAYOUT, cut, summer=sums),
+                NixlPuller(agent, _LAYOUT, cut, copy_on_host, summer=sums),
+                PairPuller("gloo", cut, copy_on_host, summer=sums),
+            ]
+            pullers += [(puller.kind + how, puller) for puller in some]
+        pullers.sort(key=lambda named: named[0])
         into = torch.zeros(num_blocks, block_bytes, dtype=torch.uint8)
         targets = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).tolist()
-        times_s: dict[str, list[float]] = {puller.kind: [] for puller in pullers}
+        times_s: dict[str, list[float]] = {name: [] for name, _ in pullers}
         for turn in range(num_pulls + 2):
-            for puller in pullers:
+            for name, puller in pullers:
                 start_s = time.perf_counter()
                 puller.pull(offer.export, offer.handle, into, targets)
                 if turn >= 2:  # connecting and first touches are no transfer
-                    times_s[puller.kind].append(time.perf_counter() - start_s)
-        for puller in pullers:
+                    times_s[name].append(time.perf_counter() - start_s)
+        for _, puller in pullers:
             puller.close()
         owner.stdin.close()
     megabytes = num_blocks * block_bytes / 1e6
     print(f"{megabytes:.1f} MB in {num_blocks} blocks, {num_pulls} pulls each")
-    for kind, some in times_s.items():
-        median = statistics.median(some)
-        spread = f"{min(some) * 1e3:.1f} to {max(some) * 1e3:.1f}"
-        print(f"{kind:<14} {median * 1e3:7.1f} ms ({spread})   {megabytes / median / 1e3:5.2f} GB/s")
+    for name, times in [*times_s.items(), ("owner's checksum", offer.sum_s)]:
+        median = statistics.median(times)
+        spread = f"{min(times) * 1e3:.1f} to {max(times) * 1e3:.1f}"
+        print(f"{name:<26} {median * 1e3:7.1f} ms ({spread})   {megabytes / median / 1e3:5.2f} GB/s")
 
 
 def main() -> None:

@@ -21,13 +21,19 @@ WORKER_DRAIN_S = 1.0
 
 
 def shared_knobs(
-    settings: Settings, model_dir: Path, model_name: str, redis_url: str, is_terminal: bool = False
+    settings: Settings,
+    model_dir: Path,
+    model_name: str,
+    redis_url: str,
+    is_terminal: bool = False,
+    secret_file: Path | None = None,
 ) -> Overrides:
-    """What every child is told on top of the environment of `pdq serve`."""
+    """What every child is told on top of the environment of `pdq serve`; `secret_file`: made for them."""
     # Children write into a pipe and cannot see that a terminal is at its end.
     log_format = "console" if is_terminal and settings.log.format == "auto" else settings.log.format
     return {
         "redis": {"url": redis_url},
+        "kv_transfer": {} if secret_file is None else {"secret_file": secret_file},
         "model": {"path": model_dir, "name": model_name, "dtype": settings.model.dtype},
         "api": {
             "host": settings.api.host,

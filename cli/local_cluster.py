@@ -4,6 +4,8 @@ Starts what compose.yaml starts, as children. Holds neither torch nor the engine
 """
 
 import asyncio
+import os
+import secrets
 import socket
 import tempfile
 import time
@@ -80,7 +82,7 @@ class LocalCluster:
         model_dir = await self.resolve_model()
         url = await self.start_redis()
         name = client_name(self.settings.model, model_dir)
-        knobs = shared_knobs(self.settings, model_dir, name, url, self.screen.is_terminal)
+        knobs = shared_knobs(self.settings, model_dir, name, url, self.screen.is_terminal, self.make_secret())
         redis = self.settings.redis.model_copy(update={"url": url})
         async with open_broker(redis, self.settings.queue, self.settings.stream) as broker:
             children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers)]
@@ -117,6 +119,19 @@ class LocalCluster:
         await wait_until_answering(self.state_dir)
         self.screen.say(f"started {binary} at {redis_url(self.state_dir)}")
         return redis_url(self.state_dir)
+
+    def make_secret(self) -> Path | None:
+        """The file that handles of this run are sealed with. None where one was named, and where Redis was: workers
+        of another `pdq serve` may be there too, and would not have ours."""
+        if self.settings.kv_transfer.secret_file is not None:
+            return None
+        if self.is_redis_given:
+            self.screen.say("KV handles are not authenticated: give all workers one PDQ_KV_TRANSFER__SECRET_FILE")
+            return None
+        path = self.state_dir / "secret"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        return path
 
     async def wait_until_ready(self, broker: Broker, pids: Callable[[], set[int | None]]) -> list[WorkerStatus]:
         """Our workers, once each is ready and the API says that the cluster is well."""

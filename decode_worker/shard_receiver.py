@@ -15,6 +15,7 @@ from engine.loading import LoadedModel
 from engine.rank_messages import Pull
 from engine.ranks import Ranks
 from engine.tensor_parallel import Shard
+from kv_transfer.checksum import start_summer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.head_split import HeadSplit
 from kv_transfer.local import start_driver
@@ -71,6 +72,14 @@ class ShardReceiver:
         num_pools = 1 if export is None else 1 + len(export.ranks)
         if handle.num_ranks != num_pools:
             raise KVTransferFailed(f"the handle is of {handle.num_ranks} ranks, of {num_pools} is known where they are")
+        if export is not None and num_pools > 1:
+            # What rank 0's export says of the others is all that ties their pools to this handle.
+            if (export.pool, export.pool_epoch) != (handle.pool, handle.pool_epoch):
+                raise KVTransferFailed(
+                    f"pool {handle.pool[:160]}: where its ranks are is said of another pool or epoch"
+                )
+        if len(handle.checksums) not in (0, handle.num_ranks):
+            raise KVTransferFailed(f"{len(handle.checksums)} checksums in a handle of {handle.num_ranks} ranks")
         try:
             cuts = self._split.cuts(handle.num_ranks, self._shard.num_ranks, self._shard.rank)
         except ValueError as error:
@@ -95,7 +104,8 @@ def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedMod
     model, layout = loaded.model, loaded.layout
     driver, place = start_driver(settings, model.device)
     self_test(driver)
-    network = start_pullers(settings, worker_id, driver)
+    summer = start_summer(settings, model.device)
+    network = start_pullers(settings, worker_id, driver, summer)
     split = HeadSplit(2 * layout.num_layers, model.config.num_kv_heads, layout.head_bytes)
 
     def open_receiver(cut: BlockCut) -> KVReceiver:
@@ -109,6 +119,7 @@ def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedMod
             place=place,
             require=settings.require,
             cut=cut,
+            summer=summer,
         )
 
     return ShardReceiver(split, model.communicator.shard, open_receiver, loaded.ranks)
@@ -124,4 +135,5 @@ def _of_rank(handle: KVHandle, export: PoolExport | None, rank: int) -> KVHandle
     pool = _rank_of(export, rank)
     if rank == 0 or pool is None:
         return handle
-    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch)
+    checksums = handle.checksums[rank : rank + 1]
+    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch, checksums=checksums)

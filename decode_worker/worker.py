@@ -29,6 +29,7 @@ from engine.sampler import Sampled
 from engine.sequence import Sequence
 from engine.threads import on_passing_thread
 from kv_transfer.receiver import KVReceiver
+from kv_transfer.seal import NotAuthentic, Seal, open_seal
 from kv_transfer.segment import sweep_segments
 from messages import (
     DecodeJob,
@@ -73,9 +74,11 @@ class DecodeWorker:
         pool: KVPool,
         space: BlockSpace,
         receiver: KVReceiver | ShardReceiver,
+        seal: Seal | None = None,
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.pool, self.space, self.receiver = runner, pool, space, receiver
+        self.seal = seal or Seal()
         self.block_size = settings.kv.block_size
         self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
         self.running: list[Running] = []  # oldest first
@@ -183,6 +186,16 @@ class DecodeWorker:
     async def admit(self, claim: Claim[DecodeJob]) -> None:
         """Get the sequence's blocks and pull its KV into them; without its KV it goes back to prefill."""
         job, taken = claim.job, claim.taken
+        try:
+            self.check_handle(job)
+        except KVTransferFailed as error:
+            # Nobody is known to release it to; and where every owner's secret is another than ours, this has to end.
+            log.warning("kv_handle_refused", request_id=job.request_id, reason=str(error))
+            if self.intake.is_poison(claim):
+                await self.intake.fail(claim, str(error))
+            else:
+                await self.send_back(claim, attempt=claim.attempt + 1)
+            return
         sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
             # Its last owner died in the middle of decoding: the offered KV is older than the published tokens.
@@ -234,6 +247,13 @@ class DecodeWorker:
         self.joining.append(Running(claim, sequence, time.monotonic()))
         self.work_came.set()
 
+    def check_handle(self, job: DecodeJob) -> None:
+        """Before the handle is used for anything. Raises KVTransferFailed."""
+        handle = job.kv_handle
+        self.seal.check_handle(handle, job.request_id, job.choice, job.hop)
+        if len(handle.block_ids) != -(-handle.num_tokens // self.block_size):
+            raise KVTransferFailed(f"{len(handle.block_ids)} blocks for the KV of {handle.num_tokens} tokens")
+
     async def release(self, job: DecodeJob) -> None:
         """Tell the owner that its blocks are free. It finds out by itself too, only later."""
         await self.broker.inbox(job.kv_handle.worker_id).send(Release(job.kv_handle.transfer_id))
@@ -250,6 +270,11 @@ class DecodeWorker:
         if key not in self.exports:
             status = await self.broker.registry.find(handle.worker_id)
             if status is None or status.export is None:
+                return None
+            try:
+                self.seal.check_export(status.export)
+            except NotAuthentic as error:
+                log.warning("kv_export_refused", owner=handle.worker_id, reason=str(error))
                 return None
             self.exports[key] = status.export
             if len(self.exports) > MAX_EXPORTS:
@@ -326,6 +351,7 @@ async def work(
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
+    seal = open_seal(settings.kv_transfer, log.warning)
     pool = await on_passing_thread(KVPool.allocate, layout, num_blocks, model.device)
     receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
     if ranks is not None:
@@ -337,7 +363,7 @@ async def work(
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
-        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
+        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
         board.max_running = settings.decode.max_running

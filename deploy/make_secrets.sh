@@ -2,6 +2,7 @@
 # make_secrets.sh [ROOT]: a Redis password for each role, where that role's container alone finds it (a volume of its
 # own, ROOT/ROLE/redis_password), and Redis's file of users with their hashes (ROOT/redis/users.acl). A password is the
 # operator's, if there is a file ROOT/operator/ROLE_password, else one generated the first time and kept from then on.
+# In the same way ROOT/workers/kv_secret, with which workers seal KV handles, of ROOT/operator/kv_secret.
 set -eu
 umask 077
 
@@ -14,28 +15,31 @@ fail() {
   exit 2
 }
 
-# password ROLE: prints it, and on stderr where it is from.
-password() {
-  given=$root/operator/$1_password
-  kept=$root/$1/redis_password
+# keep GIVEN KEPT WHAT: keeps in KEPT what the operator gave, else what is kept, else a new one; prints it, and on stderr
+# where it is from.
+keep() {
+  given=$root/operator/$1
+  kept=$root/$2
   if [ -e "$given" ]; then
-    password=$(cat "$given")
-    from="deploy/secrets/$1_password"
+    text=$(cat "$given")
+    from="deploy/secrets/$1"
   elif [ -s "$kept" ]; then
-    password=$(cat "$kept")
+    text=$(cat "$kept")
     from="an earlier start"
   else
-    password=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    text=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     from="/dev/urandom"
   fi
   # Clients read it as a line of text and people type it.
-  case $password in
+  case $text in
     "" | *[!A-Za-z0-9._~+/=-]*)
-      fail "the Redis password from $from is empty or holds other characters than A-Z a-z 0-9 . _ ~ + / = -"
+      fail "the $3 from $from is empty or holds other characters than A-Z a-z 0-9 . _ ~ + / = -"
       ;;
   esac
-  echo "secrets: Redis password of $1 from $from" >&2
-  printf '%s' "$password"
+  printf '%s\n' "$text" >"$kept.new"
+  mv "$kept.new" "$kept"
+  echo "secrets: $3 from $from" >&2
+  printf '%s' "$text"
 }
 
 [ ! -e "$root/operator/redis_password" ] ||
@@ -46,12 +50,12 @@ esac
 
 edits="s/@PREFIX@/$prefix/g"
 for role in admin api prefill decode; do
-  text=$(password "$role")
-  printf '%s\n' "$text" >"$root/$role/redis_password.new"
-  mv "$root/$role/redis_password.new" "$root/$role/redis_password"
+  text=$(keep "${role}_password" "$role/redis_password" "Redis password of $role")
   hash=$(printf '%s' "$text" | sha256sum)
   edits="$edits; s/@$(echo "$role" | tr a-z A-Z)@/${hash%% *}/"
 done
+
+keep kv_secret workers/kv_secret "secret of KV handles" >/dev/null
 
 # Redis takes one line per user and no comments.
 sed -e '/^#/d' -e '/^$/d' -e "$edits" "$template" |

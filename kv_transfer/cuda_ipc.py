@@ -101,6 +101,10 @@ class CudaIpcDriver:
         pointer, num_bytes = self._own[pool.name]
         return self.device.tensor(pointer, num_bytes)
 
+    def host_blocks(self, pool: Segment, head_bytes: int) -> None:
+        """See Driver."""
+        return None
+
     def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         """See Driver. Raises KVTransferFailed when the owner dies or the device fails."""
         pointer, _, _ = self._imported[id(pool)]

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.block_sums import Bytes
 from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.segment import Segment
 
@@ -53,7 +54,10 @@ class Driver(Protocol):
         """Whether the process that allocated the pool still holds it."""
 
     def tensor(self, pool: Segment, head_bytes: int) -> torch.Tensor:
-        """The owner's blocks: uint8 [data_bytes], writable, page-aligned."""
+        """Blocks of our own pool or, on a CPU, of `open_head`'s: uint8 [data_bytes], writable, page-aligned."""
+
+    def host_blocks(self, pool: Segment, head_bytes: int) -> Bytes | None:
+        """An imported pool's blocks as memory that the CPU reads; None where they are not."""
 
     def copy(self, pool: Segment, head_bytes: int, into: torch.Tensor, copies: BlockCopies) -> None:
         """Copy blocks of the pool into `into` (uint8, 1-D) and return when they are there; the GIL is free."""

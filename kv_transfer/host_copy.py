@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from kernels.block_sums import Bytes
 from kv_transfer.copy_runs import BlockCopies, CopyRun
-
-Bytes = NDArray[np.uint8]
 
 
 def copy_on_host(source: torch.Tensor, target: torch.Tensor, copies: BlockCopies) -> None:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kv_transfer.checksum import BlockSummer, RunningChecksum
 from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.driver import Driver
-from kv_transfer.offer_check import OfferGone, check_offer
+from kv_transfer.faults import TransferFaults
+from kv_transfer.offer_check import check_offer, check_still_offered
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
 from kv_transfer.segment import Segment
 from messages import KVHandle, KVTransferFailed, PoolExport
@@ -34,8 +36,18 @@ class _Mapping:
 class MappedPuller:
     """A `Puller` over a driver; pulls of different threads overlap."""
 
-    def __init__(self, driver: Driver, layout_hash: str, cut: BlockCut, max_mappings: int = 64) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        layout_hash: str,
+        cut: BlockCut,
+        max_mappings: int = 64,
+        *,
+        summer: BlockSummer | None = None,
+        faults: TransferFaults | None = None,
+    ) -> None:
         self._driver = driver
+        self._summer, self._faults = summer, faults
         self._layout_digest = layout_digest(layout_hash)
         self._cut = cut
         self._max_mappings = max_mappings
@@ -55,17 +67,42 @@ class MappedPuller:
     def pull(self, export: PoolExport, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
         """See Puller."""
         target = into.detach().reshape(-1).view(torch.uint8)
+        checksum = self._summer.begin(handle, self._cut) if self._summer else None
         with self._mapped(export.pool, export.pool_epoch) as mapping:
             # Asked every time: reading a file that was cut short after it was mapped is SIGBUS, not an exception.
             if self._driver.data_bytes(mapping.pool, mapping.head.shape.head_bytes) != mapping.head.shape.data_bytes:
                 raise KVTransferFailed(f"pool {export.pool} has not the size that its head says")
             check_offer(handle, mapping.head)
+            theirs: Sequence[int] = handle.block_ids
+            if self._faults is not None:
+                self._faults.before_copy()
+                theirs, block_ids = self._faults.blocks(theirs, block_ids)
             fence()
-            copies = BlockCopies(self._cut, handle.block_ids, block_ids)
-            self._driver.copy(mapping.pool, mapping.head.shape.head_bytes, target, copies)
+            self._copy(mapping, target, theirs, block_ids, checksum)
             fence()
-            if mapping.head.generation(handle.slot) != handle.generation:
-                raise OfferGone(f"transfer {handle.transfer_id[:80]}: withdrawn while it was pulled")
+            if self._faults is not None:
+                self._faults.after_copy()
+            check_still_offered(handle, mapping.head)
+            if checksum is not None:
+                checksum.check(handle.transfer_id)
+
+    def _copy(
+        self,
+        mapping: _Mapping,
+        target: torch.Tensor,
+        theirs: Sequence[int],
+        ours: Sequence[int],
+        checksum: RunningChecksum | None,
+    ) -> None:
+        head_bytes = mapping.head.shape.head_bytes
+        if checksum is not None and checksum.compiled is not None:
+            source = self._driver.host_blocks(mapping.pool, head_bytes)
+            if source is not None:
+                checksum.copy(source, theirs, target.numpy(), ours)
+                return
+        self._driver.copy(mapping.pool, head_bytes, target, BlockCopies(self._cut, theirs, ours))
+        if checksum is not None:
+            checksum.add(target, ours)
 
     def prune(self) -> int:
         """See Puller. A dead owner's memory is only freed when nobody maps it."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import Driver
 from kv_transfer.host import routable_address
@@ -44,7 +45,9 @@ def start_exporters(settings: TransferSettings, sender: KVSender, driver: Driver
     return [NixlExporter(NixlAgent(sender.worker_id), *sender.head, sender.buffer, sender.has_offers)]
 
 
-def start_pullers(settings: TransferSettings, name: str, driver: Driver) -> Callable[[str, BlockCut], Sequence[Puller]]:
+def start_pullers(
+    settings: TransferSettings, name: str, driver: Driver, summer: BlockSummer | None = None
+) -> Callable[[str, BlockCut], Sequence[Puller]]:
     """What makes the pullers, by layout hash and cut, that fetch from other hosts into memory of `driver`'s.
 
     `name` is this process's alone. Raises DeviceError.
@@ -60,6 +63,7 @@ def start_pullers(settings: TransferSettings, name: str, driver: Driver) -> Call
                 device=driver.device_of_memory,
                 staging_bytes=settings.staging_bytes,
                 timeout_s=settings.timeout_s,
+                summer=summer,
             )
         ]
     from kv_transfer.nixl_agent import NixlAgent
@@ -75,5 +79,6 @@ def start_pullers(settings: TransferSettings, name: str, driver: Driver) -> Call
             device=driver.device_of_memory,
             staging_bytes=settings.staging_bytes,
             timeout_s=settings.timeout_s,
+            summer=summer,
         )
     ]

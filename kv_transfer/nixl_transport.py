@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import BlockCopies, BlockCut, merge_runs
+from kv_transfer.checksum import BlockSummer, RunningChecksum
+from kv_transfer.copy_runs import BlockCut, merge_runs
 from kv_transfer.driver import CopyWithin
+from kv_transfer.faults import TransferFaults
 from kv_transfer.nixl_agent import NixlAgent, Piece, Registered, RemoteMemory, Unfinished
-from kv_transfer.offer_check import check_offer
+from kv_transfer.offer_check import OfferGone, check_offer, check_places
 from kv_transfer.pool_export import PoolHead, layout_digest
+from kv_transfer.staging import unstage
 from messages import DeviceError, KVHandle, KVTransferFailed, PoolExport
 
 VERSION = 1
@@ -113,6 +116,8 @@ class NixlPuller:
         device: torch.device | None = None,
         staging_bytes: int = 32 << 20,
         timeout_s: float = 5.0,
+        summer: BlockSummer | None = None,
+        faults: TransferFaults | None = None,
     ) -> None:
         """`device`: where staging buffers lie; `timeout_s`: how long one read may take."""
         self._agent = agent
@@ -123,6 +128,7 @@ class NixlPuller:
         self._device = device or torch.device("cpu")
         self._staging_blocks = max(1, staging_bytes // cut.source_block_bytes)
         self._timeout_s = timeout_s
+        self._summer, self._faults = summer, faults
         self._lock = threading.Lock()
         self._owners: dict[tuple[str, int], _Owner] = {}  # by pool and epoch
         self._staging: list[Registered] = []  # free buffers
@@ -131,15 +137,27 @@ class NixlPuller:
     def pull(self, export: PoolExport, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
         """See Puller."""
         owner = self._owner(export)
+        check_places(handle, owner.head.shape)
+        checksum = self._summer.begin(handle, self._cut) if self._summer else None
+        theirs: Sequence[int] = handle.block_ids
         try:
             with owner.lock:
                 self._refresh(owner, handle)
                 check_offer(handle, owner.head)
-                self._read_blocks(owner, handle, into, block_ids)
+                if self._faults is not None:
+                    self._faults.before_copy()
+                    theirs, block_ids = self._faults.blocks(theirs, block_ids)
+                self._read_blocks(owner, theirs, into, block_ids, checksum)
+                if self._faults is not None:
+                    self._faults.after_copy()
                 self._refresh(owner, handle)
                 check_offer(handle, owner.head)
-        except Unfinished:
-            self._forget(export)  # what hangs once hangs again; a new connection may not
+                if checksum is not None:
+                    checksum.check(handle.transfer_id)
+        except OfferGone:
+            raise
+        except KVTransferFailed:
+            self._forget(export)  # what fails or hangs once does so again; a new connection may not
             raise
 
     def prune(self) -> int:
@@ -170,6 +188,9 @@ class NixlPuller:
             raise KVTransferFailed(f"pool {export.pool}: no NIXL address, {error}") from error
         if address.version != VERSION or not 0 < address.head_bytes <= 64 << 20:
             raise KVTransferFailed(f"pool {export.pool}: NIXL address of version {address.version}")
+        places = address.head_address, address.data_address, address.data_bytes, address.device_id
+        if not all(0 <= place < 1 << 63 for place in places) or address.memory not in ("DRAM", "VRAM"):
+            raise KVTransferFailed(f"pool {export.pool}: a NIXL address of no memory that there could be")
         peer = self._agent.connect(address.agent)
         mirror = self._agent.register(torch.zeros(address.head_bytes, dtype=torch.uint8))
         try:
@@ -184,11 +205,11 @@ class NixlPuller:
             if shape.data_bytes != address.data_bytes:
                 raise KVTransferFailed(f"pool {export.pool} has not the size that its head says")
         except Unfinished as hangs:
-            self._agent.disconnect(peer)
+            self._disconnect(peer)
             self._set_aside.append((hangs, mirror))
             raise
         except KVTransferFailed:
-            self._agent.disconnect(peer)
+            self._disconnect(peer)
             self._agent.deregister(mirror)
             raise
         return _Owner(peer, address, mirror, head)
@@ -196,8 +217,13 @@ class NixlPuller:
     def _forget(self, export: PoolExport) -> None:
         with self._lock:
             owner = self._owners.pop((export.pool, export.pool_epoch), None)
-        if owner is not None:
-            self._agent.disconnect(owner.peer)
+            if owner is not None:
+                self._disconnect(owner.peer)
+
+    def _disconnect(self, peer: str) -> None:
+        """Unless a pool that we read from is the same agent's: an export with a wrong epoch must not cut it off."""
+        if all(owner.peer != peer for owner in self._owners.values()):
+            self._agent.disconnect(peer)
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
@@ -211,11 +237,18 @@ class NixlPuller:
             self._set_aside.append((hangs, owner.mirror))
             raise
 
-    def _read_blocks(self, owner: _Owner, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
+    def _read_blocks(
+        self,
+        owner: _Owner,
+        source_ids: Sequence[int],
+        into: torch.Tensor,
+        block_ids: Sequence[int],
+        checksum: RunningChecksum | None,
+    ) -> None:
         remote = RemoteMemory(owner.address.memory, owner.address.device_id)
         target = into.detach().reshape(-1).view(torch.uint8)
         for first in range(0, len(block_ids), self._staging_blocks):
-            theirs = handle.block_ids[first : first + self._staging_blocks]
+            theirs = source_ids[first : first + self._staging_blocks]
             ours = block_ids[first : first + self._staging_blocks]
             staging = self._take_staging()
             try:
@@ -226,7 +259,9 @@ class NixlPuller:
             except KVTransferFailed:
                 self._staging.append(staging)
                 raise
-            self._unstage(staging.tensor, target, BlockCopies(self._cut, range(len(ours)), ours))
+            if self._faults is not None:
+                self._faults.arrived(staging.tensor[: len(ours) * self._block_bytes])
+            unstage(self._unstage, staging.tensor, target, ours, self._cut, checksum)
             self._staging.append(staging)
 
     def _pieces(self, owner: _Owner, block_ids: Sequence[int]) -> list[Piece]:

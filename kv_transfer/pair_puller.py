@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
-from kv_transfer.copy_runs import BlockCopies, BlockCut
+from kv_transfer.checksum import BlockSummer
+from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import CopyWithin
+from kv_transfer.faults import TransferFaults
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
 from kv_transfer.pair_exporter import TORCH_VERSION, VERSION, PairAddress
 from kv_transfer.pair_group import Backend, PairGroup, check_backend
-from kv_transfer.staging import StagingBuffers
+from kv_transfer.staging import StagingBuffers, unstage
 from messages import KVHandle, KVTransferFailed, PoolExport
 
 
@@ -54,6 +56,8 @@ class PairPuller:
         device: torch.device | None = None,
         staging_bytes: int = 32 << 20,
         timeout_s: float = 5.0,
+        summer: BlockSummer | None = None,
+        faults: TransferFaults | None = None,
     ) -> None:
         """`device`: where staging buffers lie; `timeout_s`: how long a peer may say nothing. Raises DeviceError."""
         check_backend(backend)
@@ -64,6 +68,7 @@ class PairPuller:
         self._copy_within = copy_within
         self._device = device or torch.device("cpu")
         self._timeout_s = timeout_s
+        self._summer, self._faults = summer, faults
         self._staging = StagingBuffers(staging_bytes, cut.source_block_bytes, self._device)
         self._lock = threading.Lock()
         self._pairs: dict[tuple[str, int], _Pair] = {}  # by pool and epoch
@@ -71,19 +76,29 @@ class PairPuller:
 
     def pull(self, export: PoolExport, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
         """See Puller."""
+        checksum = self._summer.begin(handle, self._cut) if self._summer else None
         with self._connected(export) as (channel, group):
             channel.send(Request(handle, self._staging.num_blocks))
             max_blocks = _agreed(channel).max_blocks
             if not 1 <= max_blocks <= self._staging.num_blocks:
                 raise KVTransferFailed(f"pool {export.pool}: its owner sends {max_blocks} blocks at a time")
             target = into.detach().reshape(-1).view(torch.uint8)
+            if self._faults is not None:
+                self._faults.before_copy()
             staging = self._staging.take()
             for first in range(0, len(block_ids), max_blocks):
                 ours = block_ids[first : first + max_blocks]
-                group.receive([staging[: len(ours) * self._block_bytes]])
-                self._copy_within(staging, target, BlockCopies(self._cut, range(len(ours)), ours))
+                arriving = staging[: len(ours) * self._block_bytes]
+                group.receive([arriving])
+                if self._faults is not None:
+                    self._faults.arrived(arriving)
+                unstage(self._copy_within, staging, target, ours, self._cut, checksum)
             self._staging.give_back(staging)
+            if self._faults is not None:
+                self._faults.after_copy()
             _agreed(channel)
+        if checksum is not None:
+            checksum.check(handle.transfer_id)
 
     def prune(self) -> int:
         """See Puller."""

@@ -5,18 +5,16 @@ The head is written by the owner alone and read by anybody. All fields are 8-byt
     word     0  magic                   1  version
              2  epoch                   3  head_bytes: where the first block begins, a multiple of the page
              4  block_bytes             5  num_blocks
-             6  num_slots               7  checksums: byte offset of the checksum table, 0 for none (always, so far)
+             6  num_slots               7  zero
           8-11  sha256 of the layout hash
          12-15  zero
          16-47  memory handle: 256 bytes of the driver's own, zero under shared memory
          48-63  zero
     64 + 8*s    generation of slot s: odd while an offer stands, even while none does
-    64 + 8*s+1  digest of what is offered in slot s (worker and transfer id, tokens, block ids, ranks)
-         + 2-7  zero: room for a checksum over the offer, and nobody's cache line but the slot's
+    64 + 8*s+1  digest of what is offered in slot s (worker and transfer id, tokens, ranks, epoch, block ids)
+         + 2-7  zero: nobody's cache line but the slot's
 
-Room for checksums: a table of one word per block goes behind the slots and word 7 says where; head_bytes
-already moves the blocks. It is here and not in the handle because a handle is at most 1 KiB. An HMAC of the
-handle needs no room here: it is a field at the end of KVHandle, and `offer_digest` takes the key.
+What the offered bytes are (checksum.py) and who says so (seal.py) stands in the handle.
 
 Ordering. A word is stored and loaded by one aligned 8-byte move, never torn. The owner fills blocks, writes the digest,
 fences, makes the generation odd; to withdraw it makes it even, fences, and only then lets the blocks be reused. The
@@ -60,11 +58,19 @@ def layout_digest(layout_hash: str) -> bytes:
 
 
 def offer_digest(
-    worker_id: str, transfer_id: str, num_tokens: int, block_ids: Sequence[int], num_ranks: int = 1
+    worker_id: str,
+    transfer_id: str,
+    num_tokens: int,
+    block_ids: Sequence[int],
+    num_ranks: int = 1,
+    pool_epoch: int = 0,
 ) -> int:
-    """What an offer says, in 64 bits: a handle whose block ids were swapped or cut does not match its slot."""
+    """What an offer says, in 64 bits: a handle whose block ids were swapped or cut does not match its slot.
+
+    With the epoch, so that a reader who refreshes nothing but the slot sees that the pool is another one.
+    """
     # repr: unambiguous where one field ends, and plain text whatever a forged field holds.
-    digest = hashlib.blake2b(repr((worker_id, transfer_id, num_tokens, num_ranks)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((worker_id, transfer_id, num_tokens, num_ranks, pool_epoch)).encode(), digest_size=8)
     digest.update(array("Q", block_ids).tobytes())
     return int.from_bytes(digest.digest(), "little")
 
@@ -138,6 +144,10 @@ class PoolHead:
     def slot_place(slot: int) -> tuple[int, int]:
         """Byte offset and size of what the head says about a slot."""
         return (_HEADER_WORDS + slot * _SLOT_WORDS) * _WORD_BYTES, _SLOT_WORDS * _WORD_BYTES
+
+    def epoch(self) -> int:
+        """The epoch that stands in the head now."""
+        return self._words[2]
 
     def generation(self, slot: int) -> int:
         """The slot's generation now; odd: an offer stands."""

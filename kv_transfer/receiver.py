@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.driver import Driver
+from kv_transfer.faults import TransferFaults
 from kv_transfer.host import host_id
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.offer_check import OfferGone
@@ -39,14 +41,19 @@ class KVReceiver:
         place: Place | None = None,
         require: str | None = None,
         cut: BlockCut | None = None,
+        summer: BlockSummer | None = None,
+        faults: TransferFaults | None = None,
     ) -> None:
         """`block_bytes`: of the owner; `driver`: of the host's transport; `network`: pullers of other hosts;
-        `require`: the only kind allowed; `cut`: what of a block is wanted, if not all of it.
+        `require`: the only kind allowed; `cut`: what of a block is wanted, if not all of it; `summer`: compares what
+        arrives with the handle's checksum; `faults`: of the host's transport.
         """
         self._layout_hash = layout_hash
         self._block_bytes = block_bytes
         self._cut = cut or whole_blocks(block_bytes)
-        self._mapped = MappedPuller(driver or ShmDriver(), layout_hash, self._cut, max_mappings)
+        self._mapped = MappedPuller(
+            driver or ShmDriver(), layout_hash, self._cut, max_mappings, summer=summer, faults=faults
+        )
         self._pullers: dict[str, Puller] = {puller.kind: puller for puller in (self._mapped, *network)}
         self._place = place or Place(host_id())
         self._require = require

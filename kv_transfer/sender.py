@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.driver import Driver
 from kv_transfer.pool_export import PoolHead, PoolShape, layout_digest, offer_digest
 from kv_transfer.segment import Segment
@@ -22,11 +23,20 @@ from messages import KVHandle, KVTransferFailed, PoolExport
 class KVSender:
     """Owns one exported pool. Safe to call from several threads. Use as a context manager, or `close()`."""
 
-    def __init__(self, driver: Driver, worker_id: str, layout_hash: str, pool: Segment, head: PoolHead) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        worker_id: str,
+        layout_hash: str,
+        pool: Segment,
+        head: PoolHead,
+        summer: BlockSummer | None = None,
+    ) -> None:
         self.worker_id = worker_id
         self.buffer = driver.tensor(pool, head.shape.head_bytes)  # uint8 [num_blocks * block_bytes]
         self.pool = driver.export_mem(pool)  # the pool's name
         self._driver = driver
+        self._summer = summer
         self._layout_hash = layout_hash
         self._segment = pool
         self._head = head
@@ -47,8 +57,12 @@ class KVSender:
         layout_hash: str,
         max_offers: int,
         driver: Driver | None = None,
+        summer: BlockSummer | None = None,
     ) -> "KVSender":
-        """Allocate and export a pool of `num_blocks` blocks. Raises DeviceError when the memory is not there."""
+        """Allocate and export a pool of `num_blocks` blocks; with a `summer`, offers say what its blocks hold.
+
+        Raises DeviceError when the memory is not there.
+        """
         if min(num_blocks, block_bytes, max_offers) < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes with {max_offers} offers")
         driver = driver or ShmDriver()
@@ -56,7 +70,7 @@ class KVSender:
         epoch = secrets.randbelow(2**63 - 1) + 1
         shape = PoolShape(epoch, block_bytes, num_blocks, max_offers, layout_digest(layout_hash))
         pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes)
-        return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape))
+        return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape), summer)
 
     @property
     def head(self) -> tuple[mmap.mmap, int]:
@@ -105,17 +119,41 @@ class KVSender:
         """Offers that can still be made."""
         return len(self._free_slots)
 
-    def offer(self, transfer_id: str, block_ids: Sequence[int], num_tokens: int) -> KVHandle:
+    def checksums(self, block_ids: Sequence[int]) -> tuple[int, ...]:
+        """Of filled blocks, per rank; reads them all, so on another thread than the event loop's.
+
+        Empty where nothing is summed, and of a worker on several GPUs, as rank 0 cannot read the others' blocks.
+        """
+        if self._summer is None or (self._followers and self._driver.device_of_memory.type != "cpu"):
+            return ()
+        buffers = [
+            self.buffer,
+            *(self._driver.tensor(segment, self._head.shape.head_bytes) for segment in self._followers),
+        ]
+        return tuple(self._summer.checksum(buffer, block_ids, self._head.shape.block_bytes) for buffer in buffers)
+
+    def offer(
+        self,
+        transfer_id: str,
+        block_ids: Sequence[int],
+        num_tokens: int,
+        checksums: tuple[int, ...] | None = None,
+    ) -> KVHandle:
         """Offer filled blocks; they must not change until the offer is withdrawn.
 
-        Raises KVTransferFailed when every slot is taken or the sender is closed, ValueError for ids that are no blocks
-        of this pool or a transfer id that is on offer already.
+        `checksums`: what `checksums` said of them; None: it is asked here. Raises KVTransferFailed when every slot is
+        taken or the sender is closed, ValueError for ids that are no blocks of this pool, the same block twice or a
+        transfer id that is on offer already.
         """
         shape = self._head.shape
         if not block_ids or not all(0 <= block_id < shape.num_blocks for block_id in block_ids):
             raise ValueError(
                 f"offer {transfer_id}: not all of its {len(block_ids)} blocks are in 0..{shape.num_blocks - 1}"
             )
+        if len(set(block_ids)) != len(block_ids):
+            raise ValueError(f"offer {transfer_id}: the same block twice among its {len(block_ids)} blocks")
+        if checksums is None:
+            checksums = self.checksums(block_ids)
         with self._lock:
             if self._is_closed:
                 raise KVTransferFailed(f"offer {transfer_id}: the pool is closed")
@@ -125,8 +163,8 @@ class KVSender:
                 raise KVTransferFailed(f"offer {transfer_id}: all {shape.num_slots} offers are open")
             slot = self._free_slots.popleft()
             self._slots[transfer_id] = slot
-            digest = offer_digest(self.worker_id, transfer_id, num_tokens, block_ids, len(self._heads))
-            generation = [head.open_slot(slot, digest) for head in self._heads][0]  # they are alike
+            said = self.worker_id, transfer_id, num_tokens, block_ids, len(self._heads)
+            generation = [head.open_slot(slot, offer_digest(*said, head.shape.epoch)) for head in self._heads][0]
         return KVHandle(
             transfer_id=transfer_id,
             worker_id=self.worker_id,
@@ -138,6 +176,7 @@ class KVSender:
             num_tokens=num_tokens,
             block_ids=list(block_ids),
             num_ranks=len(self._heads),
+            checksums=checksums,
         )
 
     def withdraw(self, transfer_id: str) -> bool:

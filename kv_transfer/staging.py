@@ -1,7 +1,12 @@
 """Buffers that blocks lie in on their way between a pool and a network. Knows no transport."""
 
+from collections.abc import Sequence
+
 import torch
 
+from kv_transfer.checksum import RunningChecksum
+from kv_transfer.copy_runs import BlockCopies, BlockCut
+from kv_transfer.driver import CopyWithin
 from messages import KVTransferFailed
 
 
@@ -28,3 +33,20 @@ class StagingBuffers:
     def give_back(self, buffer: torch.Tensor) -> None:
         """Only what nobody writes any more: after a transfer that was given up, the buffer is let go instead."""
         self._free.append(buffer)
+
+
+def unstage(
+    copy_within: CopyWithin,
+    staging: torch.Tensor,
+    target: torch.Tensor,
+    block_ids: Sequence[int],
+    cut: BlockCut,
+    checksum: RunningChecksum | None,
+) -> None:
+    """Copy what lies in a buffer, block after block, to blocks of the pool `target`; uint8, 1-D."""
+    if checksum is not None and checksum.compiled is not None and target.device.type == "cpu":
+        checksum.copy(staging.numpy(), range(len(block_ids)), target.numpy(), block_ids)
+        return
+    copy_within(staging, target, BlockCopies(cut, range(len(block_ids)), block_ids))
+    if checksum is not None:
+        checksum.add(target, block_ids)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.block_space import BlockSpace
+from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
 from messages import GenerationRequest, KVHandle
 
@@ -31,8 +32,8 @@ class Offer:
 class Offers:
     """Every open offer of this worker."""
 
-    def __init__(self, sender: KVSender, space: BlockSpace) -> None:
-        self._sender, self._space = sender, space
+    def __init__(self, sender: KVSender, space: BlockSpace, seal: Seal) -> None:
+        self._sender, self._space, self._seal = sender, space, seal
         self._open: dict[str, Offer] = {}
 
     def __len__(self) -> int:
@@ -41,9 +42,22 @@ class Offers:
     def __iter__(self) -> Iterator[Offer]:
         return iter(list(self._open.values()))
 
-    def open(self, request: GenerationRequest, choice: int, hop: int, block_ids: list[int], num_tokens: int) -> Offer:
-        """Offer `block_ids`, which become the offer's to free."""
-        handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens)
+    def checksums(self, block_ids: list[int]) -> tuple[int, ...]:
+        """Of filled blocks, for `open`; reads them all."""
+        return self._sender.checksums(block_ids)
+
+    def open(
+        self,
+        request: GenerationRequest,
+        choice: int,
+        hop: int,
+        block_ids: list[int],
+        num_tokens: int,
+        checksums: tuple[int, ...],
+    ) -> Offer:
+        """Offer `block_ids`, which become the offer's to free, to whoever takes this job."""
+        handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens, checksums)
+        handle = self._seal.seal_handle(handle, request.request_id, choice, hop)
         offer = Offer(handle, request, choice, hop)
         self._open[handle.transfer_id] = offer
         return offer

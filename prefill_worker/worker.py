@@ -28,8 +28,10 @@ from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence
 from engine.threads import on_passing_thread
+from kv_transfer.checksum import start_summer
 from kv_transfer.local import start_driver
 from kv_transfer.network import start_exporters
+from kv_transfer.seal import Seal, open_seal
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
@@ -78,10 +80,11 @@ class PrefillWorker:
         runner: ModelRunner,
         space: BlockSpace,
         sender: KVSender,
+        seal: Seal | None = None,
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space = runner, space
-        self.offers = Offers(sender, space)
+        self.offers = Offers(sender, space, seal or Seal())
         self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
         self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
         self.running: list[Running] = []  # oldest first
@@ -163,8 +166,17 @@ class PrefillWorker:
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for (one, _), event in zip(done, events, strict=True)
         ]
-        accepted = await self.broker.requests.append(appends)
-        for (one, token), event, ok in zip(done, events, accepted, strict=True):
+        # The sums are taken while the first tokens are on their way, so that nobody waits for them.
+        accepted, checksums = await asyncio.gather(
+            self.broker.requests.append(appends),
+            self.on_compute_thread(
+                lambda: [
+                    self.offers.checksums(one.sequence.block_table) if event.finish_reason is None else ()
+                    for (one, _), event in zip(done, events, strict=True)
+                ]
+            ),
+        )
+        for (one, token), event, ok, sums in zip(done, events, accepted, checksums, strict=True):
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
                     one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
@@ -176,9 +188,9 @@ class PrefillWorker:
                 self.free(one)
                 await self.intake.done(one.claim)
             else:
-                await self.offer(one)
+                await self.offer(one, sums)
 
-    async def offer(self, one: Running) -> None:
+    async def offer(self, one: Running, checksums: tuple[int, ...]) -> None:
         """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
         job = one.claim.job
         offer = self.offers.open(
@@ -187,6 +199,7 @@ class PrefillWorker:
             job.hop + 1,
             one.sequence.block_table,
             one.sequence.num_computed_tokens,
+            checksums,
         )
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, one.claim.attempt)
         if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
@@ -327,6 +340,7 @@ async def work(
 ) -> None:
     """Serve with the loaded model until SIGTERM. Raises StartupError."""
     layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
+    seal = open_seal(settings.kv_transfer, log.warning)
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
     await on_passing_thread(self_test, driver)
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
@@ -337,6 +351,7 @@ async def work(
         layout.hash(loaded.model.model_hash),
         settings.kv_transfer.max_offers,
         driver,
+        start_summer(settings.kv_transfer, loaded.model.device),
     )
     exporters: list[Exporter] = []
     try:
@@ -351,9 +366,9 @@ async def work(
                 sender.follow(other)
             export = msgspec.structs.replace(export, ranks=tuple(others))
             runner = ModelRunner(loaded.model, pool, ranks.step)
-        board.export = export
+        board.export = seal.seal_export(export)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender, seal)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
         board.max_running = settings.prefill.max_running

@@ -24,7 +24,9 @@ from engine.kv_pool import KVLayout, KVPool
 from engine.model_runner import PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence as EngineSequence
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.receiver import KVReceiver
+from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
 from messages import GenerationRequest, Priority, Role, SamplingParams, TokenEvent
 from prefill_worker.worker import PrefillWorker
@@ -41,6 +43,7 @@ from settings import (
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, block_size=16, head_dim=1, dtype=torch.float64)
 LAYOUT_HASH = LAYOUT.hash("scripted")
 EOS = 7
+SEAL = Seal(b"the secret of the scripted cluster")
 
 
 def prefix_hash(token_ids: Sequence[int]) -> int:
@@ -163,22 +166,22 @@ class ScriptedCluster:
     def start_prefill(self, num_blocks: int = 64, token_budget: int = 64) -> Member:
         settings = self.settings(num_blocks, token_budget, 8)
         board = StatusBoard(Role.PREFILL)
-        sender = KVSender.create(board.worker_id, num_blocks, LAYOUT.block_bytes, LAYOUT_HASH, 64)
+        sender = KVSender.create(board.worker_id, num_blocks, LAYOUT.block_bytes, LAYOUT_HASH, 64, summer=BlockSummer())
         runner = ScriptedRunner(KVPool.over(LAYOUT, sender.buffer))
         heartbeat = Heartbeat(self.redis, self.queue, board.worker_id, board.role, board.read)
         space = BlockSpace(num_blocks, 16, prefix_cache=True)
-        worker = PrefillWorker(settings, self.broker, board, heartbeat, runner, space, sender)  # type: ignore[arg-type]
+        worker = PrefillWorker(settings, self.broker, board, heartbeat, runner, space, sender, SEAL)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, sender=sender)
 
-    def start_decode(self, num_blocks: int = 64, max_running: int = 8) -> Member:
+    def start_decode(self, num_blocks: int = 64, max_running: int = 8, seal: Seal = SEAL) -> Member:
         settings = self.settings(num_blocks, 64, max_running)
         board = StatusBoard(Role.DECODE)
         pool = KVPool.allocate(LAYOUT, num_blocks)
         runner = ScriptedRunner(pool)
-        receiver = KVReceiver(LAYOUT_HASH, LAYOUT.block_bytes)
+        receiver = KVReceiver(LAYOUT_HASH, LAYOUT.block_bytes, summer=BlockSummer())
         heartbeat = Heartbeat(self.redis, self.queue, board.worker_id, board.role, board.read)
         space = BlockSpace(num_blocks, 16, prefix_cache=False)
-        worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver)  # type: ignore[arg-type]
+        worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver, seal)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, receiver=receiver)
 
     def _add(

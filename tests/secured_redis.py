@@ -20,7 +20,7 @@ ROLES = ("admin", "api", "prefill", "decode")
 
 def make_secrets(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run deploy/make_secrets.sh in `root`, with the folders that its container has."""
-    for name in (*ROLES, "redis", "operator"):
+    for name in (*ROLES, "redis", "workers", "operator"):
         (root / name).mkdir(exist_ok=True)
     command = ["sh", str(ROOT / "deploy/make_secrets.sh"), str(root)]
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=20)

@@ -33,7 +33,8 @@ MAY_IMPORT_LAZILY: dict[str, set[str]] = {
 MAY_IMPORT_UNDER: dict[str, set[str]] = {
     "bench/in_process.py": {"engine"},
     "bench/kernels": {"kernels", "engine"},
-    "bench/kv_transfer.py": {"kv_transfer"},
+    "bench/kv_transfer.py": {"kernels", "kv_transfer"},
+    "bench/chaos": {"kernels", "kv_transfer", "telemetry"},
     "bench/doctor": {"kernels", "engine", "kv_transfer"},
     "cli/doctor.py": {"bench"},
     "cli/host_checks.py": {"bench", "kernels"},

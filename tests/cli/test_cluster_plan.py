@@ -63,3 +63,11 @@ def test_children_log_for_people_where_people_watch() -> None:
         for is_terminal in (True, False)
     ]
     assert formats == ["console", "auto", "json", "json"]
+
+
+def test_children_seal_with_the_secret_that_was_made_for_them_or_the_one_that_was_named() -> None:
+    made = shared_knobs(Settings(), Path("/m"), "m", "r", secret_file=Path("/state/secret"))
+    (worker, *_) = cluster_children(made, {Role.PREFILL: 1})
+    assert worker.environment["PDQ_KV_TRANSFER__SECRET_FILE"] == "/state/secret"
+    named = shared_knobs(Settings(), Path("/m"), "m", "r")
+    assert not any("SECRET" in name for name in environment(named))

@@ -90,3 +90,15 @@ def test_nobody_is_killed_before_the_drain_is_over(engine: dict[str, str]) -> No
         grace = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", services(GPU_NODE, engine)[name]["stop_grace_period"])
         assert grace
         assert int(grace[1] or 0) * 60 + int(grace[2] or 0) > drain_s
+
+
+@pytest.mark.parametrize("files", [GPU_NODE, CPU_ONLY], ids=["gpu", "cpu"])
+def test_only_workers_see_what_handles_are_sealed_with(files: tuple[str, ...], engine: dict[str, str]) -> None:
+    merged = services(files, engine)
+    mounts = {name: {each["source"]: each for each in service.get("volumes", [])} for name, service in merged.items()}
+    who = {name for name, sources in mounts.items() if "worker-secrets" in sources}
+    assert who == {"secrets", *WORKERS}
+    for name in WORKERS:
+        place = merged[name]["environment"]["PDQ_KV_TRANSFER__SECRET_FILE"]
+        assert place == f"{mounts[name]['worker-secrets']['target']}/kv_secret"
+        assert mounts[name]["worker-secrets"]["read_only"] is True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decode_worker.shard_receiver import ShardReceiver
 from engine.tensor_parallel import Shard, kv_heads_of
+from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import Driver
 from kv_transfer.head_split import HeadSplit
@@ -159,3 +160,48 @@ def test_whoever_follows_must_be_like_us(shm_directory: Path) -> None:
         pytest.raises(KVTransferFailed, match="has 7 blocks, ours has 6"),
     ):
         sender.follow(other.export("here"))
+
+
+def test_every_rank_looks_at_its_own_bytes(shm_directory: Path) -> None:
+    driver, summer = ShmDriver(shm_directory), BlockSummer()
+
+    def open_receiver(cut: BlockCut) -> KVReceiver:
+        return KVReceiver("layout", cut.source_block_bytes, driver, place=Place("here"), cut=cut, summer=summer)
+
+    block_bytes = SPLIT.block_bytes(2)
+    with (
+        KVSender.create("p-0", NUM_BLOCKS, block_bytes, "layout", MAX_OFFERS, driver, summer) as sender,
+        KVSender.create("p-1", NUM_BLOCKS, block_bytes, "layout", MAX_OFFERS, driver) as follower,
+    ):
+        for one in (sender, follower):
+            one.buffer.random_(256)
+        other = follower.export("here")
+        sender.follow(other)
+        export = msgspec.structs.replace(sender.export("here"), ranks=(other,))
+        handle = sender.offer("t", SOURCES, 40)
+        assert len(set(handle.checksums)) == 2
+        receivers = [ShardReceiver(SPLIT, Shard(rank, 2), open_receiver) for rank in range(2)]
+        for receiver in receivers:
+            receiver.pull(handle, new_pool(2), TARGETS, export)
+        follower.buffer[SOURCES[1] * block_bytes] ^= 1
+        receivers[0].pull(handle, new_pool(2), TARGETS, export)
+        with pytest.raises(KVTransferFailed, match="other bytes"):
+            receivers[1].pull(handle, new_pool(2), TARGETS, export)
+        half = msgspec.structs.replace(handle, checksums=handle.checksums[:1])
+        with pytest.raises(KVTransferFailed, match="1 checksums in a handle of 2 ranks"):
+            receivers[0].pull(half, new_pool(2), TARGETS, export)
+        for receiver in receivers:
+            receiver.close()
+
+
+def test_ranks_of_another_epoch_are_not_this_handles(shm_directory: Path) -> None:
+    driver = ShmDriver(shm_directory)
+    with (
+        owner_of(driver, 2, random_whole()) as (sender, export),
+        receivers_of(driver, 2, Place("here")) as receivers,
+    ):
+        handle = sender.offer("t", SOURCES, 40)
+        stale = msgspec.structs.replace(export, pool_epoch=export.pool_epoch + 1)
+        for receiver in receivers:
+            with pytest.raises(KVTransferFailed, match="said of another pool or epoch"):
+                receiver.pull(handle, new_pool(2), TARGETS, stale)

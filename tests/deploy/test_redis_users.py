@@ -151,6 +151,19 @@ def test_passwords_are_made_once_and_each_is_its_own(tmp_path: Path) -> None:
     assert not any(password.strip() in again.stderr + users for password in passwords.values())
 
 
+def test_what_kv_handles_are_sealed_with_is_made_once_too(tmp_path: Path) -> None:
+    assert make_secrets(tmp_path).returncode == 0
+    kept = tmp_path / "workers/kv_secret"
+    secret = kept.read_text()
+    assert re.fullmatch(r"[0-9a-f]{64}\n", secret) and stat.S_IMODE(kept.stat().st_mode) == 0o600
+    again = make_secrets(tmp_path)
+    assert kept.read_text() == secret and secret.strip() not in again.stderr
+    assert secret.strip() not in (tmp_path / "redis/users.acl").read_text()
+    (tmp_path / "operator/kv_secret").write_text("mine-own-secret-of-handles\n")
+    assert make_secrets(tmp_path).returncode == 0
+    assert kept.read_text() == "mine-own-secret-of-handles\n"
+
+
 def test_the_operator_may_choose(tmp_path: Path) -> None:
     (tmp_path / "operator").mkdir()
     (tmp_path / "operator/api_password").write_text("mine-own\n")
@@ -165,6 +178,7 @@ def test_the_operator_may_choose(tmp_path: Path) -> None:
     [
         ("decode_password", "", "deploy/secrets/decode_password is empty"),
         ("decode_password", "a b", "holds other characters"),
+        ("kv_secret", "", "deploy/secrets/kv_secret is empty"),
         ("redis_password", "old", "name it api_password"),
     ],
 )

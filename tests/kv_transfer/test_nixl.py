@@ -71,7 +71,7 @@ def test_what_is_not_offered_is_refused(start_owner: StartOwner, puller: NixlPul
         msgspec.structs.replace(handle, block_ids=SOURCES[::-1]),
         msgspec.structs.replace(handle, generation=handle.generation + 2),
         msgspec.structs.replace(handle, block_ids=[*SOURCES[:-1], 64]),
-        msgspec.structs.replace(handle, slot=8),
+        *(msgspec.structs.replace(handle, slot=slot) for slot in (8, -1, 1 << 40, (1 << 64) - 1)),
     ):
         with pytest.raises(KVTransferFailed):
             puller.pull(export, forged, empty_pool(), TARGETS)
@@ -102,6 +102,10 @@ def test_a_bad_address(start_owner: StartOwner, agent: NixlAgent, puller: NixlPu
         msgspec.structs.replace(address, head_address=address.head_address + 64),
         msgspec.structs.replace(address, data_bytes=address.data_bytes + 1),
         msgspec.structs.replace(address, version=2),
+        msgspec.structs.replace(address, head_address=-1),
+        msgspec.structs.replace(address, data_address=1 << 63),
+        msgspec.structs.replace(address, device_id=-1),
+        msgspec.structs.replace(address, memory="?"),
     ]
     for addresses in ({}, {"nixl": b"?"}, *({"nixl": msgspec.msgpack.encode(one)} for one in changed)):
         with pytest.raises(KVTransferFailed):
@@ -150,3 +154,22 @@ def test_a_silent_owner_costs_its_time_and_writes_nothing_late(start_owner: Star
     puller.pull(export, fresh, pool, TARGETS)
     assert torch.equal(pool[TARGETS], owner.contents[SOURCES])
     puller.close()
+
+
+def test_a_connection_that_was_lost_is_made_again(
+    start_owner: StartOwner, agent: NixlAgent, puller: NixlPuller
+) -> None:
+    owner = start_owner(shape=SHAPE)
+    export, handle = owner.export(ELSEWHERE), owner.offer("t", SOURCES, 90)
+    puller.pull(export, handle, empty_pool(), TARGETS)
+    # An export that is wrong does not cut off the owner that it names.
+    with pytest.raises(KVTransferFailed, match="epoch"):
+        wrong = msgspec.structs.replace(export, pool_epoch=export.pool_epoch + 1)
+        puller.pull(wrong, handle, empty_pool(), TARGETS)
+    puller.pull(export, handle, empty_pool(), TARGETS)
+    agent.disconnect(puller._owners[export.pool, export.pool_epoch].peer)
+    with pytest.raises(KVTransferFailed, match="NIXL"):
+        puller.pull(export, handle, empty_pool(), TARGETS)
+    pool = empty_pool()
+    puller.pull(export, handle, pool, TARGETS)
+    assert torch.equal(pool[TARGETS], owner.contents[SOURCES])
