@@ -22,6 +22,16 @@ def drawn_weight(num_inputs: int, num_outputs: int, group_size: int, seed: int) 
     return Fp8Weight(codes.view(FLOAT8), scales, group_size)
 
 
+def check(x: Tensor, weight: Fp8Weight, bias: Tensor | None, quantizes_x: bool, num_splits: int) -> None:
+    def launch(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        return fp8_linear(x, Fp8Weight(values, scales, weight.group_size), bias, quantizes_x, num_splits)
+
+    def twin(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        return (scaled_linear if quantizes_x else weight_only_linear)(x, weight, bias)
+
+    assert_agrees(launch, twin, (x, weight.values, weight.scales, bias), TOLERANCE[x.dtype])
+
+
 @given(
     tokens=st.integers(0, 20),
     num_inputs=st.integers(1, 400),
@@ -49,13 +59,14 @@ def test_drawn(
     x = randn(tokens, num_inputs + 3, dtype=dtype, seed=seed, scale=0.5)[:, :num_inputs]
     bias = randn(num_outputs, dtype=dtype, seed=seed + 1) if has_bias else None
 
-    def launch(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-        return fp8_linear(x, Fp8Weight(values, scales, weight.group_size), bias, quantizes_x, num_splits)
+    check(x, weight, bias, quantizes_x, num_splits)
 
-    def twin(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-        return (scaled_linear if quantizes_x else weight_only_linear)(x, weight, bias)
 
-    assert_agrees(launch, twin, (x, weight.values, weight.scales, bias), TOLERANCE[dtype])
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_a_bias_is_added_once(num_splits: int) -> None:
+    bias = randn(24, dtype=torch.float16, seed=5)
+    x = randn(3, 256, dtype=torch.float16, seed=4, scale=0.5)
+    check(x, drawn_weight(256, 24, FLOAT8_GROUP, seed=3), bias, True, num_splits)
 
 
 @given(tokens=st.integers(1, 4), num_inputs=st.integers(1, 1300), dtype=dtypes, seed=seeds)
