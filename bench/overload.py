@@ -32,7 +32,7 @@ from bench.options import (
     StyleName,
     Url,
 )
-from bench.overload_report import NUM_NORMAL, Bounds, OverloadReport, missed, recovery_s, report_of
+from bench.overload_report import NUM_NORMAL, Bounds, OverloadReport, is_refused, missed, recovery_s, report_of
 from bench.prompts import prompt_source
 from bench.record import RequestRecord
 from bench.report import Distribution, Limits
@@ -83,7 +83,12 @@ def overload(
                 group = Group("capacity", Concurrency(concurrency), prompt_tokens, output_tokens, None, capacity_s)
                 outcome = await run_workload(load, Workload("capacity", (group,)), seed, lambda record: None)
                 rate_rps = _capacity_rps(outcome)
-                console.print(f"capacity {rate_rps:.2f} requests/s at {concurrency} concurrent", highlight=False)
+                num_refused = sum(map(is_refused, outcome.records))
+                # What refuses in a closed loop idles in between: the capacity is then more than this.
+                warning = f", {num_refused} were refused: take a lower --concurrency" if num_refused else ""
+                console.print(
+                    f"capacity {rate_rps:.2f} requests/s at {concurrency} concurrent{warning}", highlight=False
+                )
             group = Group("overload", Poisson(rate_rps * factor), prompt_tokens, output_tokens, None, duration_s)
             return rate_rps, await _overload(load, url, group, seed, limits, idle)
 

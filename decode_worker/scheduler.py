@@ -52,3 +52,12 @@ def can_admit(needed_blocks: int, free_blocks: int, num_running: int) -> bool:
     costs a whole prefill.
     """
     return needed_blocks + num_running + 1 <= free_blocks or (num_running == 0 and needed_blocks <= free_blocks)
+
+
+def expected_stay_s(step_s: float, max_new_tokens: Sequence[int], used_share: float) -> float:
+    """How long a sequence stays in the batch, in seconds; 0 while that is not known.
+
+    By what those that run now may make at most, and the share of that which those before made: not by how long those
+    before stayed, which says little once longer ones come.
+    """
+    return step_s * used_share * sum(max_new_tokens) / len(max_new_tokens)

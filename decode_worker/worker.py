@@ -18,7 +18,7 @@ from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
-from decode_worker.scheduler import Demand, can_admit, plan_step
+from decode_worker.scheduler import Demand, can_admit, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from engine.block_space import BlockSpace
 from engine.continuation import event_of, sequence_of
@@ -48,7 +48,8 @@ log = get_logger()
 ResultT = TypeVar("ResultT")
 
 MAX_EXPORTS = 1024  # owners that are remembered
-SEQUENCE_WINDOW = 32  # sequences over which the time that one stays is taken
+STEP_WINDOW = 32  # steps over which the time of one is taken
+SEQUENCE_WINDOW = 32  # sequences over which the share of its max_new_tokens that one makes is taken
 IDLE_WAIT_S = 0.2  # how long an idle loop waits before it shows that it is alive
 
 
@@ -58,7 +59,6 @@ class Running:
 
     claim: Claim[DecodeJob]
     sequence: Sequence
-    joined_s: float  # time.monotonic()
 
 
 class DecodeWorker:
@@ -84,7 +84,8 @@ class DecodeWorker:
         self.running: list[Running] = []  # oldest first
         self.joining: list[Running] = []  # pulled, in from the next step
         self.num_pulling = 0
-        self.stays = Rolling(SEQUENCE_WINDOW)
+        self.pace = Rolling(STEP_WINDOW)  # seconds per step
+        self.used_share = Rolling(SEQUENCE_WINDOW)
         self.exports: dict[tuple[str, int], PoolExport] = {}  # by pool and epoch
         self.cancelled: set[tuple[str, int]] = set()
         self.work_came = asyncio.Event()
@@ -114,12 +115,16 @@ class DecodeWorker:
         await self.drop_cancelled()
         await self.drop_late()
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        began = time.perf_counter()
         batch = await self.make_room()
         if not batch:
             return
+        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
         sequences = [one.sequence for one in batch]
         sampled = await self.on_thread(self.compute_thread, lambda: self.runner.decode(sequences))
         await self.publish(batch, sampled)
+        self.pace.note(time.perf_counter() - began, 1)
+        self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
 
     async def make_room(self) -> list[Running]:
         """Allocate what the step needs, preempting if blocks run out. The batch that fits."""
@@ -244,7 +249,7 @@ class DecodeWorker:
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         await self.release(job)
-        self.joining.append(Running(claim, sequence, time.monotonic()))
+        self.joining.append(Running(claim, sequence))
         self.work_came.set()
 
     def check_handle(self, job: DecodeJob) -> None:
@@ -291,8 +296,7 @@ class DecodeWorker:
     def retire(self, one: Running) -> None:
         """The sequence leaves the batch."""
         self.running = [other for other in self.running if other is not one]
-        self.stays.note(time.monotonic() - one.joined_s, 1)
-        self.board.sequence_s = self.stays.value
+        self.used_share.note(one.sequence.num_output_tokens / one.sequence.sampling.max_new_tokens, 1)
         self.free(one.sequence)
 
     def free(self, sequence: Sequence) -> None:

@@ -1,9 +1,10 @@
 """Who decodes and who is preempted."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode_worker.scheduler import Demand, StepPlan, can_admit, plan_step
+from decode_worker.scheduler import Demand, StepPlan, can_admit, expected_stay_s, plan_step
 
 
 def test_everybody_decodes_while_there_are_blocks() -> None:
@@ -54,3 +55,8 @@ def test_low_gives_its_blocks_before_what_is_newer_and_more_urgent() -> None:
     assert plan_step([low, high, normal], free_blocks=1) == StepPlan([1, 2], [0])
     assert plan_step([low, low, normal, high], free_blocks=0) == StepPlan([2, 3], [1, 0])
     assert plan_step([high, low, high], free_blocks=3) == StepPlan([0, 1, 2], [])
+
+
+def test_a_stay_is_what_the_running_ones_may_make_by_the_share_that_others_made() -> None:
+    assert expected_stay_s(0.02, [100, 300], used_share=0.5) == pytest.approx(2.0)
+    assert expected_stay_s(0.02, [100], used_share=0.0) == 0  # nothing has ended yet

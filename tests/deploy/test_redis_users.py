@@ -1,16 +1,22 @@
 """The shipped users of Redis on a real server: what each role must not, and the passwords that they are made with."""
 
+import asyncio
 import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from broker.client import open_broker
 from broker.keys import Keys
+from messages import Phase, Priority
+from settings import QueueSettings, RedisSettings, StreamSettings
+from tests.broker.samples import make_decode_job, make_request
 from tests.secured_redis import ROLES, ROOT, SecuredRedis, make_secrets, secured_redis
 
 PREFIX = "pdq"
@@ -123,6 +129,38 @@ def test_the_admin_looks_and_changes_nothing(server: SecuredRedis) -> None:
         assert admin.hgetall(KEYS.workers()) == {}
         for command in (("FLUSHALL",), ("SET", "a", "b"), ("CONFIG", "SET", "dir", "/"), ("ACL", "SETUSER", "x")):
             assert "no permissions" in refusal(admin, *command)
+
+
+def test_each_role_does_its_part_beside_long_queues_of_every_class(server: SecuredRedis) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            api, prefill, decode = [
+                await stack.enter_async_context(
+                    open_broker(
+                        RedisSettings(
+                            url=server.url, key_prefix=PREFIX, username=role, password_file=server.password_file(role)
+                        ),
+                        QueueSettings(),
+                        StreamSettings(),
+                    )
+                )
+                for role in ("api", "prefill", "decode")
+            ]
+            await prefill.prefill_queue.ensure()
+            await decode.decode_queue.ensure()
+            for number in range(130):  # more than create.lua reads one by one
+                await api.requests.create(make_request(f"r{number}", priority=Priority.LOW))
+            (entry,) = await prefill.prefill_queue.take("p", 1)
+            taken = await prefill.requests.take(entry.job, Phase.PREFILLING)
+            assert taken is not None
+            job = make_decode_job("r0")
+            assert await prefill.requests.hand_over(entry, taken.epoch, job, Phase.DECODE_QUEUED)
+            assert len(await decode.decode_queue.take("d", 1)) == 1
+            backlog = await api.requests.create(make_request("last"))
+            assert (backlog.prefill_jobs, backlog.prefill_tokens, backlog.decoding) == ((0, 0, 129), (0, 0, 387), 1)
+            assert (await api.decode_queue.depths())[Priority.LOW] == 1
+
+    asyncio.run(main())
 
 
 def test_every_command_of_every_script_is_allowed_to_somebody() -> None:
