@@ -80,6 +80,7 @@ def test_requests_go_through_under_every_roles_own_user(secured: Secured) -> Non
     assert asyncio.run(several()) == [200] * 4
     with pytest.raises(httpx.TimeoutException):
         secured.post("/generate", generate_body(550), timeout_s=0.3)
+    resume_and_cancel(secured)
     headers = {"X-API-Key": secured.admin_key}
     for path in ("/metrics", "/token_load", "/health", "/readiness"):
         assert httpx.get(secured.cluster.url + path, headers=headers, timeout=10).status_code == 200, path
@@ -90,6 +91,22 @@ def test_requests_go_through_under_every_roles_own_user(secured: Secured) -> Non
 
     wait_until(is_idle, 10, "all sequences have ended")
     assert secured.redis.denied() == []
+
+
+def resume_and_cancel(secured: Secured) -> None:
+    """A detached request of high priority: read again, resumed, unknown to others, cancelled."""
+    own = {"X-API-Key": secured.key}
+    extra = {"X-Request-Id": "kept", "X-Detached": "true", "X-Priority": "high", "X-Request-Timeout": "60"}
+    with httpx.Client(base_url=secured.cluster.url, headers=own, timeout=60) as client:
+        with client.stream("POST", "/generate_stream", json=generate_body(550), headers=extra) as answer:
+            assert answer.status_code == 200
+            next(answer.iter_lines())
+        with client.stream("GET", "/requests/kept/stream?after=0") as answer:
+            assert answer.status_code == 200
+            next(answer.iter_lines())
+        assert client.get("/requests/kept").status_code == 200
+        assert client.get("/requests/kept", headers={"X-API-Key": secured.admin_key}).status_code == 404
+        assert client.delete("/requests/kept").json()["cancelled_choices"] == [0]
 
 
 def test_a_killed_workers_jobs_are_taken_over(secured: Secured) -> None:
