@@ -80,6 +80,11 @@ def test_requests_go_through_under_every_roles_own_user(secured: Secured) -> Non
     assert asyncio.run(several()) == [200] * 4
     with pytest.raises(httpx.TimeoutException):
         secured.post("/generate", generate_body(550), timeout_s=0.3)
+    own = {"X-API-Key": secured.key}
+    streamed = secured.post("/generate_stream", generate_body()).headers["x-request-id"]
+    for method, path in (("GET", "/stream"), ("GET", ""), ("DELETE", "")):
+        url = f"{secured.cluster.url}/requests/{streamed}{path}"
+        assert httpx.request(method, url, headers=own, timeout=10).status_code == 200, path
     headers = {"X-API-Key": secured.admin_key}
     for path in ("/metrics", "/token_load", "/health", "/readiness"):
         assert httpx.get(secured.cluster.url + path, headers=headers, timeout=10).status_code == 200, path
