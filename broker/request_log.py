@@ -149,7 +149,8 @@ class RequestLog:
     async def finish(self, request_id: str, choice: int, event: TokenEvent, api_id: str | None = None) -> bool:
         """End a choice from outside its owner, who is fenced; True when this call ended it.
 
-        `event` must be terminal. It is relayed only to `api_id`, if given; `Broker.cancels` hears of it.
+        `event` must be terminal. It is relayed to whoever reads the request if `api_id`, who created it, is given;
+        `Broker.cancels` hears of it.
         """
         assert event.finish_reason is not None, "finish() takes a terminal event"
         keys = self._keys
@@ -162,7 +163,6 @@ class RequestLog:
                 keys.active_phases(),
                 keys.cancels(),
                 keys.reader_leases(),
-                *([keys.relay(api_id)] if api_id else []),
             ],
             [
                 secrets.token_hex(8),
@@ -170,8 +170,10 @@ class RequestLog:
                 member_of(request_id, choice),
                 encode(event),
                 self._stream.keep_s,
+                keys.relay(""),
                 self._stream.relay_max_entries,
                 RELAY_EXPIRE_S,
+                api_id or "",
             ],
         )
         return bool(answer)

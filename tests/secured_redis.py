@@ -54,8 +54,7 @@ class SecuredRedis:
         """What Redis refused anybody: who, the command or key, where."""
         with self.client("admin") as admin:
             rows = admin.execute_command("ACL LOG", 100)
-        entries = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
-        return [" ".join(str(entry[name]) for name in (b"username", b"object", b"context")) for entry in entries]
+        return [" ".join(str(row[name]) for name in ("username", "object", "context")) for row in rows]
 
 
 @contextmanager

@@ -91,6 +91,18 @@ def test_events_go_to_the_last_two_that_read(open_test_broker: OpenTestBroker) -
     asyncio.run(main())
 
 
+def test_an_end_from_outside_is_told_to_whoever_reads(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            await broker.requests.create(make_request(), max_waiting=10)
+            assert await broker.readers.attach(make_request(), "api-2")
+            assert await broker.requests.finish("request", 0, ABORT, API_ID)
+            for api_id in (API_ID, "api-2"):
+                assert [list(fields) for fields in await relayed(broker, api_id)] == [[b"request:0:0"]]
+
+    asyncio.run(main())
+
+
 def test_attaching_renews_revives_nothing_and_can_ask_for_an_abandoned_one(open_test_broker: OpenTestBroker) -> None:
     async def main() -> None:
         async with open_test_broker(stream=LONG) as broker:
