@@ -177,6 +177,11 @@ class QueueSettings(Section):
         2.0, description="A worker that renews nothing for this long is dead; its jobs are reclaimed."
     )
     heartbeat_s: Seconds = Field(0.25, description="How often a worker renews its leases and publishes its status.")
+    stall_s: Seconds = Field(
+        120.0,
+        description="A worker whose loop does not come round for this long, and 4 times its longest round, gives "
+        "up its jobs and ends, to be started again. Above the longest step.",
+    )
     drain_s: Seconds = Field(5.0, description="How long a stopping worker waits for what it has offered to be pulled.")
     max_deliveries: Count = Field(
         3, description="How often a job may take its worker down before it is answered with an error."

@@ -50,6 +50,11 @@ class Claim(Generic[JobT]):
         """How many workers died or failed on this job before."""
         return self.job.attempt + self.entry.deliveries - 1
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a worker died that had this job: it or another one of that worker's was the cause."""
+        return self.entry.deliveries > 1
+
     def next_event(self, event: TokenEvent, index: int) -> Append:
         """`event` at `index` of the choice's stream, under our epoch."""
         request = self.taken.request
@@ -78,24 +83,29 @@ class Intake(Generic[JobT]):
         self._reclaim_at = 0.0
 
     async def next_claims(
-        self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS
+        self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS, is_free: bool = True
     ) -> list[Claim[JobT]]:
         """Up to `count` jobs of `classes`, the dead workers' first. Waits at most `block_ms` (0: not at all) for new
-        ones. A job whose time is over is ended here and not among them."""
+        ones. A job whose time is over is ended here and not among them.
+
+        A dead worker's job comes alone, and only when `is_free` says that it would be computed alone: until then
+        nothing is taken. So no job dies with another one that kills workers more than once.
+        """
         # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
         assert self._heartbeat.is_alive, "the heartbeat thread has ended"
         entries: list[QueueEntry[JobT]] = []
         if time.monotonic() >= self._reclaim_at:
-            reclaimed = await self._queue.reclaim(self._worker_id, count, classes)
+            if not is_free and await self._queue.has_unrenewed(self._worker_id, classes):
+                return []
+            reclaimed = await self._queue.reclaim(self._worker_id, 1, classes) if is_free else []
             # Our own can be among them, after a beat that came late; they are being worked on.
             entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
-            if len(reclaimed) < count:  # else there may be more, and every one of them has a client that waits
+            if not reclaimed:  # else there may be more, and every one of them has a client that waits
                 self._reclaim_at = time.monotonic() + self._reclaim_every_s
             for entry in entries:
                 log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
-        if len(entries) < count:
-            wait_ms = 0 if entries else block_ms
-            entries += await self._queue.take(self._worker_id, count - len(entries), wait_ms, classes)
+        if not entries:
+            entries = await self._queue.take(self._worker_id, count, block_ms, classes)
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
@@ -109,6 +119,10 @@ class Intake(Generic[JobT]):
             else:
                 claims.append(claim)
         return claims
+
+    def is_ours(self, claim: Claim[JobT]) -> bool:
+        """Whether the claim's lease stands, as far as the heartbeat knows. If not, others have the job: drop it."""
+        return self._heartbeat.holds(claim.entry)
 
     def is_poison(self, claim: Claim[JobT]) -> bool:
         """Whether the job took too many workers down to be tried again."""

@@ -105,21 +105,17 @@ class JobQueue(Generic[JobT]):
     ) -> "list[QueueEntry[JobT]]":
         """At most `count` entries of `classes` that nobody renewed for `lease_s`, now this worker's. Forgets gone
         consumers."""
-        try:
-            rows = await load_script("reclaim").run(
-                self._redis,
-                [self._keys[priority] for priority in classes],
-                [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms],
-            )
-        except ResponseError as error:
-            await self._restore_group(error)
-            return []
+        rows = await self._reclaim(worker_id, count, classes)
         return await self._entries(
             [
                 (classes[number - 1], entry_id, deliveries, _fields_of(fields))
                 for number, entry_id, deliveries, fields in rows
             ]
         )
+
+    async def has_unrenewed(self, worker_id: str, classes: Sequence[Priority] = EVERY_CLASS) -> bool:
+        """Whether `reclaim` would find anything."""
+        return bool(await self._reclaim(worker_id, 1, classes, "peek"))
 
     async def depth(self) -> int:
         """Entries waiting or being worked on, of all classes."""
@@ -155,6 +151,18 @@ class JobQueue(Generic[JobT]):
         for priority, entry_id, _, _ in rows[1:]:
             await load_script("put_back").run(self._redis, [self._keys[priority]], [GROUP, worker_id, entry_id])
         return rows[:1]
+
+    async def _reclaim(self, worker_id: str, count: int, classes: Sequence[Priority], *peek: str) -> list[Any]:
+        try:
+            rows: list[Any] = await load_script("reclaim").run(
+                self._redis,
+                [self._keys[priority] for priority in classes],
+                [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms, *peek],
+            )
+        except ResponseError as error:
+            await self._restore_group(error)
+            return []
+        return rows
 
     async def _restore_group(self, error: ResponseError) -> None:
         # A Redis that lost its data also lost the group; UNBLOCKED is how a blocked read hears of it. Redis 6 puts

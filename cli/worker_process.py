@@ -4,6 +4,8 @@ Holds torch only once it runs.
 """
 
 import asyncio
+import faulthandler
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from broker.client import Broker, open_broker
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
 from cli.gpu_placement import place
-from messages import Role
+from messages import STALLED_EXIT_CODE, Role
 from settings import Settings
 from telemetry import configure_logging
 
@@ -27,13 +29,27 @@ def run_worker(settings: Settings, role: Role, work: Work) -> None:
     asyncio.run(_run(settings, board, loop.num_threads, loop.tensor_parallel, work))
 
 
+def end_stalled() -> None:
+    """End the process as it stands, from any thread: what hangs cannot be asked to end. Says where each thread is."""
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(STALLED_EXIT_CODE)
+
+
 async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ranks: int, work: Work) -> None:
     from engine.loading import load
     from engine.ranks import Ranks
     from engine.threads import on_passing_thread
 
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        heartbeat = Heartbeat(settings.redis, settings.queue, board.worker_id, board.role, board.read)
+        heartbeat = Heartbeat(
+            settings.redis,
+            settings.queue,
+            board.worker_id,
+            board.role,
+            board.read,
+            num_rounds=board.num_rounds,
+            on_stall=end_stalled,
+        )
         heartbeat.start()
         lease, ranks = None, None
         try:

@@ -58,6 +58,7 @@ class Running:
     claim: Claim[DecodeJob]
     sequence: Sequence
     joined_s: float  # time.monotonic()
+    is_suspect: bool = False  # a worker died on it: its first step is made alone
 
 
 class DecodeWorker:
@@ -82,6 +83,7 @@ class DecodeWorker:
         self.joining: list[Running] = []  # pulled, in from the next step
         self.num_pulling = 0
         self.stays = Rolling(SEQUENCE_WINDOW)
+        self.pulling_since: float | None = None  # time.monotonic()
         self.exports: dict[tuple[str, int], PoolExport] = {}  # by pool and epoch
         self.cancelled: set[tuple[str, int]] = set()
         self.work_came = asyncio.Event()
@@ -110,8 +112,11 @@ class DecodeWorker:
         self.joining = []
         await self.drop_cancelled()
         await self.drop_late()
-        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        if not self.is_pull_stuck:
+            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
         batch = await self.make_room()
+        # Should the step kill us, it takes none of the others along: they have tokens since they came, it has none.
+        batch = [one for one in batch if one.is_suspect] or batch
         if not batch:
             return
         sequences = [one.sequence for one in batch]
@@ -152,6 +157,9 @@ class DecodeWorker:
                 await self.intake.done(one.claim)
             else:
                 one.sequence.token_ids.append(token.token_id)
+                if one.is_suspect:
+                    one.is_suspect = False
+                    self.room_came.set()
 
     async def preempt(self, one: Running) -> None:
         """Blocks ran out: the sequence gives its own back and is recomputed from its tokens."""
@@ -159,7 +167,7 @@ class DecodeWorker:
         if one.sequence.num_blocks(self.block_size) > self.space.num_blocks:
             await self.intake.fail(one.claim, f"the sequence outgrew the KV pool of {self.space.num_blocks} blocks")
         else:
-            await self.send_back(one.claim, attempt=0)
+            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
         self.free(one.sequence)
 
     # -- taking in -----------------------------------------------------------------------------------------------
@@ -170,7 +178,8 @@ class DecodeWorker:
             # Nothing is on its way here now: what was cancelled and is not here was somebody else's.
             self.cancelled.intersection_update(one.claim.key for one in (*self.running, *self.joining))
             room = self.settings.decode.max_running - self.num_claimed
-            if room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
+            is_isolating = any(one.is_suspect for one in (*self.running, *self.joining))
+            if is_isolating or room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
                 await self.wait(self.room_came)
                 continue
             for claim in await self.intake.next_claims(1, int(IDLE_WAIT_S * 1000)):
@@ -185,9 +194,10 @@ class DecodeWorker:
         job, taken = claim.job, claim.taken
         sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
-            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens.
+            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens. It may
+            # have died of this job, or of another one: what came before those tokens does not count any more.
             await self.release(job)
-            await self.send_back(claim, attempt=0)
+            await self.send_back(claim, attempt=1)
             return
         if self.intake.is_poison(claim):
             await self.release(job)
@@ -216,6 +226,7 @@ class DecodeWorker:
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
         export = await self.export_of(job.kv_handle)
+        self.pulling_since = time.monotonic()
         try:
             await self.on_thread(
                 self.pull_thread,
@@ -227,11 +238,13 @@ class DecodeWorker:
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
+        finally:
+            self.pulling_since = None
         ms = round((time.perf_counter() - started) * 1000, 2)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         await self.release(job)
-        self.joining.append(Running(claim, sequence, time.monotonic()))
+        self.joining.append(Running(claim, sequence, time.monotonic(), is_suspect=claim.attempt > 0))
         self.work_came.set()
 
     async def release(self, job: DecodeJob) -> None:
@@ -262,6 +275,12 @@ class DecodeWorker:
     def num_claimed(self) -> int:
         """Sequences that are ours: running, pulled or being pulled."""
         return len(self.running) + len(self.joining) + self.num_pulling
+
+    @property
+    def is_pull_stuck(self) -> bool:
+        """Whether a pull takes longer than any transport may: the loop comes round, but nothing new ever joins it."""
+        since = self.pulling_since
+        return since is not None and time.monotonic() - since > self.settings.queue.stall_s
 
     def retire(self, one: Running) -> None:
         """The sequence leaves the batch."""
@@ -298,10 +317,8 @@ class DecodeWorker:
             self.room_came.set()
 
     async def drop_cancelled(self) -> None:
-        """Stop decoding sequences that have ended."""
-        if not self.cancelled:
-            return
-        mine = [one for one in self.running if one.claim.key in self.cancelled]
+        """Stop decoding sequences that have ended, or that others took over while we slept."""
+        mine = [one for one in self.running if one.claim.key in self.cancelled or not self.intake.is_ours(one.claim)]
         self.cancelled.difference_update(one.claim.key for one in mine)  # the rest may be on its way here: `take_in`
         for one in mine:
             self.retire(one)

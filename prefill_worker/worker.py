@@ -113,9 +113,11 @@ class PrefillWorker:
     async def admit(self) -> None:
         """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
         is_idle = not self.running and not self.waiting
-        classes = self.open_classes() if self.may_offer_more else []
+        classes = self.open_classes() if self.may_offer_more and not self.is_isolating else []
         if classes:
-            claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes)
+            claims = await self.intake.next_claims(
+                TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes, is_free=is_idle
+            )
             for claim in claims:
                 if self.intake.is_poison(claim):
                     await self.intake.fail(claim, f"{claim.attempt} workers failed while working on this request")
@@ -188,7 +190,8 @@ class PrefillWorker:
             one.sequence.block_table,
             one.sequence.num_computed_tokens,
         )
-        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, one.claim.attempt)
+        # Without our own deliveries: what has been prefilled did not die of it.
+        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
         if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
             self.offers.close(offer.handle.transfer_id)
             self.blocks_freed.set()
@@ -216,6 +219,11 @@ class PrefillWorker:
         claimed = [(one.claim.priority, one.remaining_tokens) for one in (*self.running, *self.waiting)]
         waiting = {one.claim.priority for one in self.waiting}
         return open_classes(claimed, waiting, self.settings.prefill.token_budget)
+
+    @property
+    def is_isolating(self) -> bool:
+        """Whether a dead worker's job is ours, which is computed alone: should it kill us too, it takes none along."""
+        return any(one.claim.is_suspect for one in (*self.running, *self.waiting))
 
     @property
     def may_offer_more(self) -> bool:
@@ -293,11 +301,10 @@ class PrefillWorker:
             self.cancelled.add(key)  # its claim may be on its way here; `drop_cancelled` forgets what is not ours
 
     async def drop_cancelled(self) -> None:
-        """Stop computing for sequences that have ended."""
-        if not self.cancelled:
-            return
+        """Stop computing for sequences that have ended, or that others took over while we slept."""
         keys, self.cancelled = self.cancelled, set()
-        for one in [one for one in (*self.running, *self.waiting) if one.claim.key in keys]:
+        claimed = (*self.running, *self.waiting)
+        for one in [one for one in claimed if one.claim.key in keys or not self.intake.is_ours(one.claim)]:
             self.free(one)
             (self.running if one in self.running else self.waiting).remove(one)
             await self.intake.lost(one.claim)

@@ -120,7 +120,7 @@ class Member:
             await asyncio.Event().wait()
             return []
 
-        self.heartbeat._beat = lambda: None  # type: ignore[method-assign]
+        self.heartbeat._beat = lambda: False  # type: ignore[method-assign]
         self.worker.intake.next_claims = take_nothing  # type: ignore[method-assign, assignment]
 
     async def stop(self) -> None:
@@ -170,13 +170,23 @@ class ScriptedCluster:
         worker = PrefillWorker(settings, self.broker, board, heartbeat, runner, space, sender)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, sender=sender)
 
-    def start_decode(self, num_blocks: int = 64, max_running: int = 8) -> Member:
+    def start_decode(
+        self, num_blocks: int = 64, max_running: int = 8, on_stall: Callable[[], object] = lambda: None
+    ) -> Member:
         settings = self.settings(num_blocks, 64, max_running)
         board = StatusBoard(Role.DECODE)
         pool = KVPool.allocate(LAYOUT, num_blocks)
         runner = ScriptedRunner(pool)
         receiver = KVReceiver(LAYOUT_HASH, LAYOUT.block_bytes)
-        heartbeat = Heartbeat(self.redis, self.queue, board.worker_id, board.role, board.read)
+        heartbeat = Heartbeat(
+            self.redis,
+            self.queue,
+            board.worker_id,
+            board.role,
+            board.read,
+            num_rounds=board.num_rounds,
+            on_stall=on_stall,
+        )
         space = BlockSpace(num_blocks, 16, prefix_cache=False)
         worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, receiver=receiver)

@@ -1,15 +1,17 @@
 -- Takes over entries whose owner stopped renewing them, and forgets consumers that are gone for good. XAUTOCLAIM in
 -- one step with what it lacks: the delivery count, and the same treatment of deleted entries on Redis 6.2 and 7.
 -- KEYS  the stream of each class, the most urgent first
--- ARGV  group, worker_id, lease_ms, count, consumer_idle_ms
--- -> per entry {number of its class, entry id, deliveries, {field, value, ...}}
+-- ARGV  group, worker_id, lease_ms, count, consumer_idle_ms, "peek" to take nothing
+-- -> per entry {number of its class, entry id, deliveries, {field, value, ...}}; with "peek" an id per entry
 local taken = {}
 for class, queue in ipairs(KEYS) do
   local pending = redis.call('XPENDING', queue, ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4] - #taken)
   for _, row in ipairs(pending) do
     local id, deliveries = row[1], row[4]
     local entries = redis.call('XRANGE', queue, id, id)
-    if #entries == 0 then
+    if ARGV[6] == 'peek' then
+      taken[#taken + 1] = id
+    elseif #entries == 0 then
       redis.call('XACK', queue, ARGV[1], id)
     elseif #redis.call('XCLAIM', queue, ARGV[1], ARGV[2], ARGV[3], id) > 0 then
       taken[#taken + 1] = {class, id, deliveries + 1, entries[1][2]}
