@@ -34,7 +34,11 @@ class Section(BaseModel):
 class RedisSettings(Section):
     """Where the queues live."""
 
-    url: str = Field("redis://127.0.0.1:6379/0", description="Redis address: redis://, rediss:// or unix://.")
+    url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis address: redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service or "
+        "redis+cluster://host:port,host:port.",
+    )
     username: str = Field("", description="Redis user (ACL); empty: the URL's, else Redis's `default`.")
     password_file: Path | None = Field(None, description="File holding the Redis password; keeps it out of the URL.")
     key_prefix: str = Field(

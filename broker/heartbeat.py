@@ -131,6 +131,7 @@ class Heartbeat:
                 [
                     self._keys.workers(),
                     self._keys.worker_leases(),
+                    self._keys.pulse(),
                     *(queue for queue, _ in held),
                 ],
                 [

@@ -40,7 +40,7 @@ async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ran
     from engine.ranks import Ranks
     from engine.threads import on_passing_thread
 
-    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
+    async with open_broker(settings.redis, settings.queue, settings.stream, is_patient=True) as broker:
         heartbeat = Heartbeat(
             settings.redis,
             settings.queue,

@@ -44,7 +44,7 @@ case $prefix in
   "" | *[!A-Za-z0-9._-]*) fail "PDQ_REDIS__KEY_PREFIX = $prefix holds other characters than A-Z a-z 0-9 . _ -" ;;
 esac
 
-edits="s/@PREFIX@/$prefix/g"
+edits="s/@PREFIX@/{$prefix}/g"
 for role in admin api prefill decode; do
   text=$(password "$role")
   printf '%s\n' "$text" >"$root/$role/redis_password.new"

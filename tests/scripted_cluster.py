@@ -215,6 +215,7 @@ class ScriptedCluster:
         kind: str = "generate",
         priority: Priority = Priority.NORMAL,
         timeout_s: float | None = None,
+        api_id: str = "",
     ) -> str:
         """Create a request as the API does; its id."""
         self.num_requests += 1
@@ -227,6 +228,7 @@ class ScriptedCluster:
             sampling,
             n=n,
             kind=kind,  # type: ignore[arg-type]
+            api_id=api_id,
             created_ms=created_ms,
             priority=priority,
             deadline_ms=created_ms + round(timeout_s * 1000) if timeout_s is not None else 0,

@@ -411,6 +411,25 @@ def test_a_poisonous_request_ends_in_an_error_and_the_others_go_on(play: Play) -
     play(scenario)
 
 
+def test_tokens_that_a_failover_lost_are_computed_again(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        decode = cluster.start_decode()
+        gate = Gate()
+        decode.runner.before_step = lambda sequences: gate(sequences) if decode.runner.num_computed == 8 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "nine tokens are published")
+        # A replica that was behind has become the master: it never heard of the last three.
+        stream = cluster.broker.keys.tokens(request_id, 0)
+        assert await cluster.broker.redis.xdel(stream, *(f"{index + 1}-0" for index in (6, 7, 8))) == 3
+        await cluster.broker.redis.execute_command("XSETID", stream, "6-0")  # type: ignore[no-untyped-call]
+        gate.opened.set()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 20)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_poison_takes_no_innocent_along(play: Play, phase: str) -> None:
     class Poisoned(Exception):
