@@ -187,6 +187,9 @@ class QueueSettings(Section):
         "up its jobs and ends, to be started again. Above the longest step.",
     )
     drain_s: Seconds = Field(5.0, description="How long a stopping worker waits for what it has offered to be pulled.")
+    exit_s: Seconds = Field(
+        20.0, description="A stopping worker that is not through after this long ends as it stands; others reclaim."
+    )
     max_deliveries: Count = Field(
         3, description="How often a job may take its worker down before it is answered with an error."
     )

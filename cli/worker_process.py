@@ -6,6 +6,7 @@ Holds torch only once it runs.
 import asyncio
 import faulthandler
 import os
+from asyncio import FIRST_COMPLETED
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,12 +14,15 @@ from broker.client import Broker, open_broker
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
 from cli.gpu_placement import place
+from cli.stop_signals import StopSignals
 from messages import STALLED_EXIT_CODE, Role
 from settings import Settings
-from telemetry import configure_logging
+from telemetry import configure_logging, get_logger
 
-# The last argument is the engine's LoadedModel, whose module holds torch.
-Work = Callable[[Settings, StatusBoard, Broker, Heartbeat, Any], Awaitable[None]]
+log = get_logger()
+
+# The last but one is the LoadedModel, whose module holds torch; the last makes SIGTERM set the event it returns.
+Work = Callable[[Settings, StatusBoard, Broker, Heartbeat, Any, Callable[[], asyncio.Event]], Awaitable[None]]
 
 
 def run_worker(settings: Settings, role: Role, work: Work) -> None:
@@ -27,6 +31,25 @@ def run_worker(settings: Settings, role: Role, work: Work) -> None:
     configure_logging(settings.log, worker_id=board.worker_id)
     loop = settings.prefill if role is Role.PREFILL else settings.decode
     asyncio.run(_run(settings, board, loop.num_threads, loop.tensor_parallel, work))
+
+
+async def until_done(working: asyncio.Future[None], signals: StopSignals, exit_s: float) -> None:
+    """Await the work. Once asked to stop it has `exit_s`, or until asked again; then the process ends as it stands."""
+    asked, insisted = (asyncio.create_task(event.wait()) for event in (signals.asked, signals.insisted))
+    either: list[asyncio.Future[Any]] = [working, asked]
+    hurried: list[asyncio.Future[Any]] = [working, insisted]
+    try:
+        await asyncio.wait(either, return_when=FIRST_COMPLETED)
+        if not working.done():
+            log.info("worker_stopping", within_s=exit_s)
+            await asyncio.wait(hurried, timeout=exit_s, return_when=FIRST_COMPLETED)
+            if not working.done():
+                log.error("drain_cut_short", why="second signal" if insisted.done() else f"not through in {exit_s:g} s")
+                end_stalled()
+    finally:
+        asked.cancel()
+        insisted.cancel()
+    await working
 
 
 def end_stalled() -> None:
@@ -59,12 +82,18 @@ async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ran
                 ranks = Ranks.start(module, num_ranks, board.worker_id, num_threads, settings)
             loaded = await on_passing_thread(load, settings, board.role, num_threads, board.say, ranks)
             await broker.registry.refuse_mixed(loaded.model.model_hash, settings.kv.block_size)
-            working = asyncio.ensure_future(work(settings, board, broker, heartbeat, loaded))
+            signals = StopSignals()
+
+            def listen() -> asyncio.Event:
+                signals.listen()
+                return signals.asked
+
+            working = asyncio.ensure_future(work(settings, board, broker, heartbeat, loaded, listen))
             if ranks is not None:
                 loop = asyncio.get_running_loop()
                 ranks.on_lost = lambda: loop.call_soon_threadsafe(working.cancel)
             try:
-                await working
+                await until_done(working, signals, settings.queue.exit_s)
             except asyncio.CancelledError:
                 if ranks is None or ranks.failure is None:
                     raise

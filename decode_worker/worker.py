@@ -6,7 +6,6 @@ engine and the transfer; it must not know HTTP or text.
 """
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,13 +94,14 @@ class DecodeWorker:
     async def run(self) -> None:
         """Until `stopping` is set; then hand every running sequence on."""
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(self.take_in()), tasks.create_task(self.follow_cancels())]
-            while not self.stopping.is_set():
+            taking_in = tasks.create_task(self.take_in())
+            following = tasks.create_task(self.follow_cancels())
+            # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
+            while not taking_in.done():
                 if not self.running and not self.joining:
                     await self.wait(self.work_came)
                 await self.step()
-            for task in background:
-                task.cancel()
+            following.cancel()
             await self.drain()
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -173,8 +173,11 @@ class DecodeWorker:
     # -- taking in -----------------------------------------------------------------------------------------------
 
     async def take_in(self) -> None:
-        """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon."""
-        while True:
+        """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon.
+
+        Until `stopping` is set; a job that comes with the last read is handed on.
+        """
+        while not self.stopping.is_set():
             # Nothing is on its way here now: what was cancelled and is not here was somebody else's.
             self.cancelled.intersection_update(one.claim.key for one in (*self.running, *self.joining))
             room = self.settings.decode.max_running - self.num_claimed
@@ -211,7 +214,7 @@ class DecodeWorker:
             )
             return
         while not can_admit(needed, self.space.num_free, len(self.running) + len(self.joining)):
-            if claim.key in self.cancelled:
+            if claim.key in self.cancelled or self.stopping.is_set():
                 break
             if self.intake.is_late(claim):
                 await self.release(job)
@@ -222,6 +225,10 @@ class DecodeWorker:
             self.cancelled.discard(claim.key)
             await self.release(job)
             await self.intake.lost(claim)
+            return
+        if self.stopping.is_set():
+            await self.release(job)
+            await self.send_back(claim, attempt=claim.attempt)
             return
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
@@ -334,14 +341,19 @@ class DecodeWorker:
         """Hand every sequence on: it continues on another worker from its last published token."""
         self.board.state = WorkerState.DRAINING
         for one in (*self.running, *self.joining):
-            await self.send_back(one.claim, attempt=0)
+            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
             self.free(one.sequence)
 
 
 async def work(
-    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+    settings: Settings,
+    board: StatusBoard,
+    broker: Broker,
+    heartbeat: Heartbeat,
+    loaded: LoadedModel,
+    listen: Callable[[], asyncio.Event],
 ) -> None:
-    """Serve with the loaded model until SIGTERM. Raises StartupError."""
+    """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
     pool = await on_passing_thread(KVPool.allocate, layout, num_blocks, model.device)
     receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
@@ -355,8 +367,7 @@ async def work(
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)

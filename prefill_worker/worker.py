@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -330,9 +329,14 @@ class PrefillWorker:
 
 
 async def work(
-    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+    settings: Settings,
+    board: StatusBoard,
+    broker: Broker,
+    heartbeat: Heartbeat,
+    loaded: LoadedModel,
+    listen: Callable[[], asyncio.Event],
 ) -> None:
-    """Serve with the loaded model until SIGTERM. Raises StartupError."""
+    """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
     await on_passing_thread(self_test, driver)
@@ -361,8 +365,7 @@ async def work(
         board.export = export
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)

@@ -1,5 +1,6 @@
 """Redis is killed or stopped in the middle of streams; it comes back, and nobody's text or block is lost."""
 
+import signal
 import tempfile
 import threading
 import time
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from cli.embedded_redis import redis_command
+from messages import STALLED_EXIT_CODE
 from tests.conftest import RedisServer
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
@@ -80,3 +82,20 @@ def test_streams_outlast_a_redis_that_goes_away(
     wait_until(lambda: lasting.num_ready() == 2 and lasting.all_blocks_are_free(), 5, "every block is free again")
     assert {status.worker_id: status.pid for status in lasting.workers()} == pids  # nobody had to start anew
     assert "job_reclaimed" not in "".join(lasting.log(name) for name in lasting.processes)  # nor was anybody robbed
+
+
+def test_a_worker_that_cannot_hand_its_work_on_ends_all_the_same(lasting: Cluster, lasting_redis: RedisServer) -> None:
+    late = lasting.start("decode", PDQ_QUEUE__EXIT_S="1.0")
+    hurried = lasting.start("decode")
+    wait_until(lambda: lasting.num_ready() == 4, 60, "they are ready")
+    lasting_redis.freeze()
+    try:
+        for name in (late, hurried):
+            lasting.kill(name, signal.SIGTERM)
+        wait_until(lambda: "worker_stopping" in lasting.log(hurried), 5, "it has heard the first one")
+        lasting.kill(hurried, signal.SIGTERM)
+        for name in (late, hurried):
+            assert lasting.processes.pop(name).wait(5) == STALLED_EXIT_CODE
+            assert "drain_cut_short" in lasting.log(name)
+    finally:
+        lasting_redis.thaw()

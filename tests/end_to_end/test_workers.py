@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker.request_log import Taken
+from decode_worker.worker import IDLE_WAIT_S
 from engine.sequence import Sequence
 from messages import DecodeJob, FinishReason, KVHandle, KVTransferFailed, Phase, PrefillJob, TokenEvent
 from settings import QueueSettings, RedisSettings
@@ -531,6 +532,37 @@ def test_a_drained_decode_worker_hands_its_sequences_on(play: Play) -> None:
         assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 400)
         await cluster.until_clean()
         await prefill.stop()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("moment", ["pulling", "without room"])
+def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: str) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.queue = QUEUE.model_copy(update={"lease_s": 600.0})
+        cluster.start_prefill()
+        first = cluster.start_decode(num_blocks=24 if moment == "without room" else 64)
+        assert first.receiver is not None
+        request_ids = []
+        pull, gate = first.receiver.pull, Gate()
+        if moment == "without room":  # the second comes while the first one has most of the blocks
+            request_ids.append(await cluster.send(PROMPT * 8, 50))
+            await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
+            request_ids.append(await cluster.send(PROMPT * 8, 50))
+            await cluster.until(lambda: first.worker.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+        elif moment == "pulling":
+            first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
+            request_ids.append(await cluster.send(PROMPT, 50))
+            await cluster.until(gate.reached.is_set, "it is pulling")
+        stopped = asyncio.create_task(first.stop())
+        await cluster.until(first.worker.stopping.is_set, "it is stopping")
+        await asyncio.sleep(2 * IDLE_WAIT_S)  # in which one that did not wait for its pull would be gone
+        gate.opened.set()
+        await stopped
+        cluster.start_decode()
+        for request_id in request_ids:
+            assert len(await cluster.ended(request_id)) == 50
+        await cluster.until_clean()
 
     play(scenario)
 
