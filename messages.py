@@ -28,6 +28,8 @@ import msgspec
 
 WIRE_VERSION = 1
 
+STALLED_EXIT_CODE = 6  # a worker whose loop stood still, or that did not get through its drain; start it again
+
 
 class PdqError(Exception):
     """Root of every error of ours."""

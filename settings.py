@@ -34,7 +34,11 @@ class Section(BaseModel):
 class RedisSettings(Section):
     """Where the queues live."""
 
-    url: str = Field("redis://127.0.0.1:6379/0", description="Redis address: redis://, rediss:// or unix://.")
+    url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis address: redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service or "
+        "redis+cluster://host:port,host:port.",
+    )
     username: str = Field("", description="Redis user (ACL); empty: the URL's, else Redis's `default`.")
     password_file: Path | None = Field(None, description="File holding the Redis password; keeps it out of the URL.")
     key_prefix: str = Field(
@@ -187,7 +191,15 @@ class QueueSettings(Section):
         2.0, description="A worker that renews nothing for this long is dead; its jobs are reclaimed."
     )
     heartbeat_s: Seconds = Field(0.25, description="How often a worker renews its leases and publishes its status.")
+    stall_s: Seconds = Field(
+        120.0,
+        description="A worker whose loop does not come round for this long, and 4 times its longest round, gives "
+        "up its jobs and ends, to be started again. Above the longest step.",
+    )
     drain_s: Seconds = Field(5.0, description="How long a stopping worker waits for what it has offered to be pulled.")
+    exit_s: Seconds = Field(
+        20.0, description="A stopping worker that is not through after this long ends as it stands; others reclaim."
+    )
     max_deliveries: Count = Field(
         3, description="How often a job may take its worker down before it is answered with an error."
     )

@@ -8,29 +8,29 @@ from typing import Any
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import EqualJitterBackoff, NoBackoff
+from redis.asyncio.connection import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool as SyncConnectionPool
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
+from broker.address import MasterAddress, parse_address
 from broker.cancels import Cancels
-from broker.connection import PROMPT_CLASSES
+from broker.connection import PROMPT_CLASSES, MasterConnection, SyncMasterConnection
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.key_limits import KeyLimits
 from broker.keys import Keys
+from broker.master import Locate, locator
 from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
 from broker.request_log import RequestLog
+from broker.retry import BoundedRetry, endless_retry
 from messages import BrokerError, DecodeJob, FinishReason, PrefillJob, Role, TokenEvent
 from settings import QueueSettings, RedisSettings, StreamSettings
 
-# What a command raises when Redis is away for longer than the retries last (2 s at least).
+# What a command raises when Redis is away for longer than the retries last (2 s at least); a worker's never does.
 REDIS_AWAY = (ConnectionError, TimeoutError)
-
-_NUM_RETRIES = 8
-_RETRY_CAP_S = 0.5
-_RETRY_BASE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +89,21 @@ def assemble_broker(
 
 
 @asynccontextmanager
-async def open_broker(redis: RedisSettings, queue: QueueSettings, stream: StreamSettings) -> AsyncIterator[Broker]:
-    """Connect, hand out the broker, disconnect. Raises BrokerError when Redis cannot be reached or refuses us."""
-    client = _open_async_redis(redis, redis.command_timeout_s)
-    blocking_client = _open_async_redis(redis, redis.command_timeout_s + MAX_BLOCK_MS / 1000)
-    try:
+async def open_broker(
+    redis: RedisSettings, queue: QueueSettings, stream: StreamSettings, is_patient: bool = False
+) -> AsyncIterator[Broker]:
+    """Connect, hand out the broker, disconnect. Raises BrokerError when Redis cannot be reached or refuses us.
+
+    A command tries for `redis.command_timeout_s`; with `is_patient`, for as long as Redis is away.
+    """
+    async with _open_async_redis(redis, redis.command_timeout_s, is_patient=False) as first:
         try:
-            await client.ping()
+            await first.ping()
         except (RedisError, OSError) as error:
             raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {error}") from None
+    client = _open_async_redis(redis, redis.command_timeout_s, is_patient)
+    blocking_client = _open_async_redis(redis, redis.command_timeout_s + MAX_BLOCK_MS / 1000, is_patient)
+    try:
         yield assemble_broker(client, blocking_client, redis.key_prefix, queue, stream)
     finally:
         await client.aclose()
@@ -107,36 +113,45 @@ async def open_broker(redis: RedisSettings, queue: QueueSettings, stream: Stream
 def open_sync_redis(settings: RedisSettings, timeout_s: float | None = None) -> SyncRedis:
     """A blocking client without retries, for a thread that has its own rhythm. Connects at its first command."""
     timeout_s = settings.command_timeout_s if timeout_s is None else min(timeout_s, settings.command_timeout_s)
-    return SyncRedis.from_url(
-        settings.url,
-        **_connection_options(settings)
-        | {
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": min(timeout_s, settings.connect_timeout_s),
-            "retry": Retry(NoBackoff(), 0),
-        },
-    )
+    options = _connection_options(settings) | {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, settings.connect_timeout_s),
+        "retry": Retry(NoBackoff(), 0),
+    }
+    address = parse_address(settings.url)
+    if address is None:
+        return SyncRedis.from_url(settings.url, **options)
+    options = _master_options(settings, address, options)
+    return SyncRedis.from_pool(SyncConnectionPool(SyncMasterConnection, **options))
 
 
 def display_url(url: str) -> str:
     """The URL without its password."""
     url = re.sub(r"//([^:/?]*):[^?]*@", r"//\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+    return re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", url)
 
 
-def _open_async_redis(settings: RedisSettings, timeout_s: float) -> Redis:
-    # Every command of ours may be repeated: scripts recognize a repeat, the others do not mind. So all are retried.
-    client = Redis.from_url(
-        settings.url,
-        **_connection_options(settings)
-        | {
-            "socket_timeout": timeout_s,
-            "retry": AsyncRetry(EqualJitterBackoff(cap=_RETRY_CAP_S, base=_RETRY_BASE_S), _NUM_RETRIES),
-        },
-    )
+def _open_async_redis(settings: RedisSettings, timeout_s: float, is_patient: bool) -> Redis:
+    options = _connection_options(settings) | {
+        "socket_timeout": timeout_s,
+        "retry": endless_retry() if is_patient else BoundedRetry(timeout_s),
+    }
+    address = parse_address(settings.url)
+    if address is not None:
+        options = _master_options(settings, address, options)
+        return Redis.from_pool(ConnectionPool(MasterConnection, **options))
+    client = Redis.from_url(settings.url, **options)
     pool = client.connection_pool
     pool.connection_class = PROMPT_CLASSES[pool.connection_class]
     return client
+
+
+def _master_options(settings: RedisSettings, address: MasterAddress, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of connections that look for the master themselves."""
+    options = address.credentials | {"db": address.db} | options
+    credentials: dict[str, str] = {name: options[name] for name in ("username", "password") if name in options}
+    locate: Locate = locator(address, Keys(settings.key_prefix).prefix, settings.connect_timeout_s, credentials)
+    return options | {"locate": locate}
 
 
 def _connection_options(settings: RedisSettings) -> dict[str, Any]:

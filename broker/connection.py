@@ -1,4 +1,6 @@
-"""Redis connections on which a cancelled command is really cancelled. This file knows no key and no command.
+"""Redis connections on which a cancelled command is really cancelled, and those that go to whoever is master.
+
+This file knows no key and no command of ours.
 
 redis-py sends through `asyncio.wait_for`, and before Python 3.12 that function forgets a cancellation that arrives just
 as the bytes are out (cpython#86296). The task would then sit in its blocking read until the read ends by itself, and a
@@ -6,10 +8,22 @@ loop around it would go on for ever.
 """
 
 import asyncio
+import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection as SyncConnection
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from broker.master import Locate
 
 if TYPE_CHECKING:
     _Base = AbstractConnection
@@ -45,3 +59,72 @@ PROMPT_CLASSES: dict[type[AbstractConnection], type[AbstractConnection]] = {
     SSLConnection: PromptSSLConnection,
     UnixDomainSocketConnection: PromptUnixConnection,
 }
+
+
+# What a node answers that is not, or not now, the master of our keys.
+_NOT_MASTER = (ReadOnlyError, AskError, TryAgainError, ClusterDownError)
+
+
+class MasterConnection(PromptConnection):
+    """redis+sentinel:// and redis+cluster://: goes to the master of the moment, and leaves it when it is none."""
+
+    def __init__(self, *, locate: Locate, **options: Any) -> None:
+        super().__init__(**options)
+        self._locate = locate
+
+    async def _connect(self) -> None:
+        self.host, self.port = await asyncio.to_thread(self._locate)
+        await super()._connect()  # type: ignore[no-untyped-call]
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        await super().on_connect_check_health(check_health)
+        # Who fell and rose again still takes itself for the master, or is its replica by now.
+        await self.send_command("ROLE", check_health=False)
+        require_master(await self.read_response())
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except ResponseError as error:
+            if is_not_master(error):
+                await self.disconnect(nowait=True)
+                raise ConnectionError(f"no longer the master: {error}") from None
+            raise
+
+
+class SyncMasterConnection(SyncConnection):
+    """`MasterConnection` for threads."""
+
+    def __init__(self, *, locate: Locate, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._locate = locate
+
+    def _connect(self) -> socket.socket:
+        self.host, self.port = self._locate()
+        connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
+        return connected
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        super().on_connect_check_health(check_health)
+        self.send_command("ROLE", check_health=False)  # type: ignore[no-untyped-call]
+        require_master(self.read_response())
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except ResponseError as error:
+            if is_not_master(error):
+                self.disconnect()  # type: ignore[no-untyped-call]
+                raise ConnectionError(f"no longer the master: {error}") from None
+            raise
+
+
+def is_not_master(error: ResponseError) -> bool:
+    """Whether the answer means that another node has our keys, or will. A blocked read hears of it as UNBLOCKED."""
+    return isinstance(error, _NOT_MASTER) or str(error).startswith("UNBLOCKED")
+
+
+def require_master(role: Any) -> None:
+    """Raises ConnectionError unless ROLE's answer is a master's."""
+    if role[0] not in (b"master", "master"):
+        raise ConnectionError("connected to a replica")

@@ -1,11 +1,13 @@
 """A worker's sign of life, from a thread of its own with a Redis connection of its own.
 
 Neither a blocked event loop nor a long computation may make a living worker look dead, so this thread touches neither.
-It renews the worker's registry lease and every queue entry the worker holds, in one script per beat. It knows nothing
-of what the entries are for.
+It renews the worker's registry lease and every queue entry the worker holds, in one script per beat. A loop that does
+not come round any more must not keep its entries for ever, so this thread also watches that. It knows nothing of what
+the entries are for.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
@@ -14,6 +16,7 @@ from broker.client import open_sync_redis
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP, Keys
 from broker.scripts import load_script
+from broker.stall_watch import StallWatch
 from messages import DecodeJob, PrefillJob, Role, WorkerStatus, encode
 from settings import QueueSettings, RedisSettings
 from telemetry import get_logger
@@ -32,14 +35,22 @@ class Heartbeat:
         role: Role,
         read_status: Callable[[], WorkerStatus],
         on_tick: Sequence[Callable[[], object]] = (),
+        num_rounds: Callable[[], int | None] = lambda: None,
+        on_stall: Callable[[], object] = lambda: None,
     ) -> None:
-        """`read_status` and `on_tick` are called on the thread, once per beat; they must be quick and not raise."""
+        """`read_status`, `on_tick` and `num_rounds` are called on the thread, once per beat; they must be quick and not
+        raise. `num_rounds` says how often the loop came round, None while there is no loop; after `queue.stall_s`
+        without a round nothing is renewed any more and `on_stall` is called, once.
+        """
         self.on_tick = list(on_tick)
         self._worker_id = worker_id
         self._read_status = read_status
+        self._num_rounds, self._on_stall = num_rounds, on_stall
+        self._stall_watch = StallWatch(queue_settings.stall_s)
         self._keys = Keys(redis_settings.key_prefix)
         self._lease_ms = round(queue_settings.lease_s * 1000)
         self._heartbeat_s = queue_settings.heartbeat_s
+        self._longest_beat_s = queue_settings.lease_s + queue_settings.heartbeat_s
         # The next beat is the retry; a beat that hangs longer than half a lease would cost the lease.
         self._redis = open_sync_redis(redis_settings, timeout_s=queue_settings.lease_s / 2)
         self._held: set[tuple[str, bytes]] = set()  # (queue, entry id); ids of two classes may be equal
@@ -94,14 +105,24 @@ class Heartbeat:
         return self._keys.queue(entry.queue, entry.priority), entry.entry_id
 
     def _run(self) -> None:
+        looked_at = time.monotonic()
         while not self._stopping:
             self._wake.clear()
-            self._beat()
+            is_renewed = self._beat()
+            now = time.monotonic()
+            # A loop that waits for Redis is not stalled; and who was stopped and woken has not seen the time go by.
+            seen_s = min(now - looked_at, self._longest_beat_s) if is_renewed else 0.0
+            looked_at = now
+            if self._stall_watch.is_stalled(self._num_rounds(), seen_s):
+                log.error("worker_stalled", no_progress_s=round(self._stall_watch.waited_s, 1))
+                self._on_stall()
+                return
             for tick in self.on_tick:
                 tick()
             self._wake.wait(self._heartbeat_s)
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
+        """Whether Redis heard it."""
         with self._lock:
             held = list(self._held)
         try:
@@ -110,6 +131,7 @@ class Heartbeat:
                 [
                     self._keys.workers(),
                     self._keys.worker_leases(),
+                    self._keys.pulse(),
                     *(queue for queue, _ in held),
                 ],
                 [
@@ -124,7 +146,7 @@ class Heartbeat:
             if not self._failing:
                 log.warning("heartbeat_failed", error=str(error))
             self._failing = True
-            return
+            return False
         if self._failing:
             log.info("heartbeat_restored")
         self._failing = False
@@ -132,3 +154,4 @@ class Heartbeat:
             log.info("lease_lost", entries=len(lost))
             with self._lock:
                 self._held.difference_update(held[number - 1] for number in lost)
+        return True

@@ -48,12 +48,17 @@ class Claim(Generic[JobT]):
     @property
     def attempt(self) -> int:
         """How many workers died or failed on this job before."""
-        return self.job.attempt + self.entry.deliveries - 1
+        return attempt_of(self.entry)
 
     def next_event(self, event: TokenEvent, index: int) -> Append:
         """`event` at `index` of the choice's stream, under our epoch."""
         request = self.taken.request
         return Append(request.request_id, self.taken.choice, self.taken.epoch, index, event, request.api_id)
+
+
+def attempt_of(entry: QueueEntry[JobT]) -> int:
+    """How many workers died or failed on this job before."""
+    return entry.job.attempt + entry.deliveries - 1
 
 
 class Intake(Generic[JobT]):
@@ -80,22 +85,16 @@ class Intake(Generic[JobT]):
     async def next_claims(
         self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS
     ) -> list[Claim[JobT]]:
-        """Up to `count` jobs of `classes`, the dead workers' first. Waits at most `block_ms` (0: not at all) for new
-        ones. A job whose time is over is ended here and not among them."""
+        """Up to `count` jobs of `classes`, the dead workers' first and without new ones; a suspect is the last of them.
+        Waits at most `block_ms` (0: not at all) for new ones. A job whose time is over is ended here and not among
+        them."""
         # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
         assert self._heartbeat.is_alive, "the heartbeat thread has ended"
         entries: list[QueueEntry[JobT]] = []
         if time.monotonic() >= self._reclaim_at:
-            reclaimed = await self._queue.reclaim(self._worker_id, count, classes)
-            # Our own can be among them, after a beat that came late; they are being worked on.
-            entries = [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
-            if len(reclaimed) < count:  # else there may be more, and every one of them has a client that waits
-                self._reclaim_at = time.monotonic() + self._reclaim_every_s
-            for entry in entries:
-                log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
-        if len(entries) < count:
-            wait_ms = 0 if entries else block_ms
-            entries += await self._queue.take(self._worker_id, count - len(entries), wait_ms, classes)
+            entries = await self._reclaim(count, classes)
+        if not entries:
+            entries = await self._queue.take(self._worker_id, count, block_ms, classes)
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
@@ -109,6 +108,35 @@ class Intake(Generic[JobT]):
             else:
                 claims.append(claim)
         return claims
+
+    async def _reclaim(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
+        """Dead workers' jobs, one after the other without a pause: every one of them has a client that waits."""
+        entries: list[QueueEntry[JobT]] = []
+        while len(entries) < count and not any(self._is_suspect(entry) for entry in entries):
+            reclaimed = await self._queue.reclaim(self._worker_id, 1, classes)
+            if not reclaimed:
+                self._reclaim_at = time.monotonic() + self._reclaim_every_s
+                break
+            # Our own can be among them, after a beat that came late; they are being worked on.
+            entries += [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
+        for entry in entries:
+            log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
+        return entries
+
+    def is_ours(self, claim: Claim[JobT]) -> bool:
+        """Whether the claim's lease stands, as far as the heartbeat knows. If not, others have the job: drop it."""
+        return self._heartbeat.holds(claim.entry)
+
+    def is_suspect(self, claim: Claim[JobT]) -> bool:
+        """Whether workers died that had this job, so that one death more makes it a poison: it is computed alone, and
+        nothing is taken meanwhile, so that none of the others can be blamed in its place.
+
+        Not from the first death on: nearly every death has another cause, and its jobs should be back at once.
+        """
+        return self._is_suspect(claim.entry)
+
+    def _is_suspect(self, entry: QueueEntry[JobT]) -> bool:
+        return attempt_of(entry) >= max(1, self._max_deliveries - 1)
 
     def is_poison(self, claim: Claim[JobT]) -> bool:
         """Whether the job took too many workers down to be tried again."""

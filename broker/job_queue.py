@@ -58,6 +58,7 @@ class JobQueue(Generic[JobT]):
         self._blocking_redis = blocking_client
         self._keys = {priority: keys.queue(role, priority) for priority in Priority}
         self._classes = {key.encode(): priority for priority, key in self._keys.items()}
+        self._pulse_key = keys.pulse()
         self._turn_every = settings.turn_every
         self._num_taken = 0
         self._lease_ms = round(settings.lease_s * 1000)
@@ -106,9 +107,9 @@ class JobQueue(Generic[JobT]):
         """At most `count` entries of `classes` that nobody renewed for `lease_s`, now this worker's. Forgets gone
         consumers."""
         try:
-            rows = await load_script("reclaim").run(
+            rows: list[Any] = await load_script("reclaim").run(
                 self._redis,
-                [self._keys[priority] for priority in classes],
+                [self._pulse_key, *(self._keys[priority] for priority in classes)],
                 [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms],
             )
         except ResponseError as error:

@@ -1,7 +1,8 @@
 """Every Redis key of pdq, each as a method. This file knows no Redis and no message.
 
-Keys of one request share a hash tag (`{request_id}`); keys of the cluster have none, so that no request id can spell
-one of them.
+All keys under one prefix share a hash tag, the prefix itself: scripts touch a request's record, the queues and the load
+of the cluster in one step, so a Redis Cluster has to keep them on one node. What comes after the prefix is the request
+id in braces for a request's keys and a plain word for the others, so that no request id can spell one of those.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ GROUP = "workers"  # the one consumer group of each queue
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys under one prefix; two clusters on one Redis differ in it."""
+    """The keys under one name (PDQ_REDIS__KEY_PREFIX); two clusters on one Redis differ in it."""
 
-    prefix: str
+    name: str
+
+    @property
+    def prefix(self) -> str:
+        """The first part of every key, with the name as its hash tag."""
+        return f"{{{self.name}}}"
 
     def queue(self, role: Role, priority: Priority = Priority.NORMAL) -> str:
         """Stream of the jobs of one class for workers of `role`."""
@@ -69,6 +75,10 @@ class Keys:
     def worker_leases(self) -> str:
         """Sorted set of worker_id by the Redis time (ms) at which its lease ends."""
         return f"{self.prefix}:worker_leases"
+
+    def pulse(self) -> str:
+        """Hash: when any worker beat last, and until when nothing is reclaimed (ms of Redis's clock)."""
+        return f"{self.prefix}:pulse"
 
     def cancels(self) -> str:
         """Pub/sub channel of `request_id:choice` ended from the API's side."""

@@ -34,6 +34,7 @@ class StatusBoard:
         self.read_transfers: Callable[[], Mapping[str, TransferCount]] = dict
         self._started_ms = int(time.time() * 1000)
         self._last_tick = time.monotonic()
+        self._num_rounds = 0
 
     def say(self, detail: str) -> None:
         """What the worker is busy with while it is not ready, e.g. "loading weights 43 %"."""
@@ -43,6 +44,7 @@ class StatusBoard:
         """The loop came round. A board that is not ticked makes the worker count as wedged."""
         self.free_blocks = free_blocks
         self.num_running = num_running
+        self._num_rounds += 1
         self._last_tick = time.monotonic()
 
     def ready(self, *, model_hash: str, block_size: int, num_blocks: int) -> None:
@@ -51,6 +53,10 @@ class StatusBoard:
         self.tick(free_blocks=num_blocks, num_running=0)
         self.state = WorkerState.READY
         self.detail = ""
+
+    def num_rounds(self) -> int | None:
+        """How often the loop came round; None unless it is to come round (loading and draining take what they take)."""
+        return self._num_rounds if self.state is WorkerState.READY else None
 
     def read(self) -> WorkerStatus:
         """The status as of now."""

@@ -1,6 +1,8 @@
 """The Redis that `pdq serve` brings along: which binary, with which arguments, when it answers.
 
-It listens on a unix socket in a private directory and on no port, and keeps nothing on disk. Knows no key of ours.
+It listens on a unix socket in a private directory and on no port. What it acknowledged is in an append-only file
+there, so that one that is killed comes back with every token; the directory is new in each run of `pdq serve` and goes
+with it, so no run meets the requests of an earlier one. Knows no key of ours.
 """
 
 import asyncio
@@ -61,7 +63,12 @@ def redis_command(binary: Path, state_dir: Path) -> tuple[str, ...]:
         "unixsocket": str(socket_path(state_dir)),
         "unixsocketperm": "600",
         "save": "",
-        "appendonly": "no",
+        "appendonly": "yes",
+        # Written to the kernel before each answer, so SIGKILL loses nothing. With `everysec` it would: writes wait
+        # while a sync goes on, and answers do not. What falls with the whole machine is of no use to anybody after it.
+        "appendfsync": "no",
+        "auto-aof-rewrite-percentage": "100",
+        "auto-aof-rewrite-min-size": "64mb",
         "daemonize": "no",
         "dir": str(state_dir),
         "logfile": LOG_NAME,

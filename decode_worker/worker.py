@@ -6,7 +6,6 @@ engine and the transfer; it must not know HTTP or text.
 """
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +58,7 @@ class Running:
 
     claim: Claim[DecodeJob]
     sequence: Sequence
+    is_suspect: bool = False  # workers died on it: its first step is made alone
 
 
 class DecodeWorker:
@@ -86,6 +86,7 @@ class DecodeWorker:
         self.num_pulling = 0
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.used_share = Rolling(SEQUENCE_WINDOW)
+        self.pulling_since: float | None = None  # time.monotonic()
         self.exports: dict[tuple[str, int], PoolExport] = {}  # by pool and epoch
         self.cancelled: set[tuple[str, int]] = set()
         self.work_came = asyncio.Event()
@@ -97,13 +98,14 @@ class DecodeWorker:
     async def run(self) -> None:
         """Until `stopping` is set; then hand every running sequence on."""
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(self.take_in()), tasks.create_task(self.follow_cancels())]
-            while not self.stopping.is_set():
+            taking_in = tasks.create_task(self.take_in())
+            following = tasks.create_task(self.follow_cancels())
+            # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
+            while not taking_in.done():
                 if not self.running and not self.joining:
                     await self.wait(self.work_came)
                 await self.step()
-            for task in background:
-                task.cancel()
+            following.cancel()
             await self.drain()
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -114,9 +116,12 @@ class DecodeWorker:
         self.joining = []
         await self.drop_cancelled()
         await self.drop_late()
-        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        if not self.is_pull_stuck:
+            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
         began = time.perf_counter()
         batch = await self.make_room()
+        # Should the step kill us, it takes none of the others along: they have tokens since they came, it has none.
+        batch = [one for one in batch if one.is_suspect] or batch
         if not batch:
             return
         allowed = [one.sequence.sampling.max_new_tokens for one in batch]
@@ -160,6 +165,9 @@ class DecodeWorker:
                 await self.intake.done(one.claim)
             else:
                 one.sequence.token_ids.append(token.token_id)
+                if one.is_suspect:
+                    one.is_suspect = False
+                    self.room_came.set()
 
     async def preempt(self, one: Running) -> None:
         """Blocks ran out: the sequence gives its own back and is recomputed from its tokens."""
@@ -167,18 +175,22 @@ class DecodeWorker:
         if one.sequence.num_blocks(self.block_size) > self.space.num_blocks:
             await self.intake.fail(one.claim, f"the sequence outgrew the KV pool of {self.space.num_blocks} blocks")
         else:
-            await self.send_back(one.claim, attempt=0)
+            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
         self.free(one.sequence)
 
     # -- taking in -----------------------------------------------------------------------------------------------
 
     async def take_in(self) -> None:
-        """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon."""
-        while True:
+        """Take jobs while there are slots, one pull at a time. Nothing is taken that could not join soon.
+
+        Until `stopping` is set; a job that comes with the last read is handed on.
+        """
+        while not self.stopping.is_set():
             # Nothing is on its way here now: what was cancelled and is not here was somebody else's.
             self.cancelled.intersection_update(one.claim.key for one in (*self.running, *self.joining))
             room = self.settings.decode.max_running - self.num_claimed
-            if room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
+            is_isolating = any(one.is_suspect for one in (*self.running, *self.joining))
+            if is_isolating or room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
                 await self.wait(self.room_came)
                 continue
             for claim in await self.intake.next_claims(1, int(IDLE_WAIT_S * 1000)):
@@ -203,9 +215,10 @@ class DecodeWorker:
             return
         sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
-            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens.
+            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens. It may
+            # have died of this job, or of another one: what came before those tokens does not count any more.
             await self.release(job)
-            await self.send_back(claim, attempt=0)
+            await self.send_back(claim, attempt=1)
             return
         if self.intake.is_poison(claim):
             await self.release(job)
@@ -219,7 +232,7 @@ class DecodeWorker:
             )
             return
         while not can_admit(needed, self.space.num_free, len(self.running) + len(self.joining)):
-            if claim.key in self.cancelled:
+            if claim.key in self.cancelled or self.stopping.is_set():
                 break
             if self.intake.is_late(claim):
                 await self.release(job)
@@ -231,9 +244,14 @@ class DecodeWorker:
             await self.release(job)
             await self.intake.lost(claim)
             return
+        if self.stopping.is_set():
+            await self.release(job)
+            await self.send_back(claim, attempt=claim.attempt)
+            return
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
         export = await self.export_of(job.kv_handle)
+        self.pulling_since = time.monotonic()
         try:
             await self.on_thread(
                 self.pull_thread,
@@ -245,11 +263,13 @@ class DecodeWorker:
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
+        finally:
+            self.pulling_since = None
         ms = round((time.perf_counter() - started) * 1000, 2)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         await self.release(job)
-        self.joining.append(Running(claim, sequence))
+        self.joining.append(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
         self.work_came.set()
 
     def check_handle(self, job: DecodeJob) -> None:
@@ -293,6 +313,12 @@ class DecodeWorker:
         """Sequences that are ours: running, pulled or being pulled."""
         return len(self.running) + len(self.joining) + self.num_pulling
 
+    @property
+    def is_pull_stuck(self) -> bool:
+        """Whether a pull takes longer than any transport may: the loop comes round, but nothing new ever joins it."""
+        since = self.pulling_since
+        return since is not None and time.monotonic() - since > self.settings.queue.stall_s
+
     def retire(self, one: Running) -> None:
         """The sequence leaves the batch."""
         self.running = [other for other in self.running if other is not one]
@@ -327,10 +353,8 @@ class DecodeWorker:
             self.room_came.set()
 
     async def drop_cancelled(self) -> None:
-        """Stop decoding sequences that have ended."""
-        if not self.cancelled:
-            return
-        mine = [one for one in self.running if one.claim.key in self.cancelled]
+        """Stop decoding sequences that have ended, or that others took over while we slept."""
+        mine = [one for one in self.running if one.claim.key in self.cancelled or not self.intake.is_ours(one.claim)]
         self.cancelled.difference_update(one.claim.key for one in mine)  # the rest may be on its way here: `take_in`
         for one in mine:
             self.retire(one)
@@ -346,14 +370,19 @@ class DecodeWorker:
         """Hand every sequence on: it continues on another worker from its last published token."""
         self.board.state = WorkerState.DRAINING
         for one in (*self.running, *self.joining):
-            await self.send_back(one.claim, attempt=0)
+            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
             self.free(one.sequence)
 
 
 async def work(
-    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+    settings: Settings,
+    board: StatusBoard,
+    broker: Broker,
+    heartbeat: Heartbeat,
+    loaded: LoadedModel,
+    listen: Callable[[], asyncio.Event],
 ) -> None:
-    """Serve with the loaded model until SIGTERM. Raises StartupError."""
+    """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
     seal = open_seal(settings.kv_transfer, log.warning)
     pool = await on_passing_thread(KVPool.allocate, layout, num_blocks, model.device)
@@ -368,8 +397,7 @@ async def work(
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)

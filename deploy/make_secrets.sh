@@ -48,7 +48,7 @@ case $prefix in
   "" | *[!A-Za-z0-9._-]*) fail "PDQ_REDIS__KEY_PREFIX = $prefix holds other characters than A-Z a-z 0-9 . _ -" ;;
 esac
 
-edits="s/@PREFIX@/$prefix/g"
+edits="s/@PREFIX@/{$prefix}/g"
 for role in admin api prefill decode; do
   text=$(keep "${role}_password" "$role/redis_password" "Redis password of $role")
   hash=$(printf '%s' "$text" | sha256sum)

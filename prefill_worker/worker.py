@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -116,7 +115,7 @@ class PrefillWorker:
     async def admit(self) -> None:
         """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
         is_idle = not self.running and not self.waiting
-        classes = self.open_classes() if self.may_offer_more else []
+        classes = self.open_classes() if self.may_offer_more and not self.is_isolating else []
         if classes:
             claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes)
             for claim in claims:
@@ -136,21 +135,19 @@ class PrefillWorker:
 
     async def step(self) -> None:
         """Compute one batch of chunks; publish and hand over the sequences that it completes."""
+        suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
+        batch = suspects[:1] or self.running
         plan = plan_step(
-            [one.remaining_tokens for one in self.running],
+            [one.remaining_tokens for one in batch],
             self.settings.prefill.token_budget,
-            [one.claim.priority.rank for one in self.running],
+            [one.claim.priority.rank for one in batch],
         )
         if not plan:
             return
         began = time.perf_counter()
-        chunks = [PrefillChunk(self.running[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
+        chunks = [PrefillChunk(batch[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
         sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
-        done = [
-            (self.running[chunk.position], token)
-            for chunk, token in zip(plan, sampled, strict=True)
-            if token is not None
-        ]
+        done = [(batch[chunk.position], token) for chunk, token in zip(plan, sampled, strict=True) if token is not None]
         finished = {id(one) for one, _ in done}
         self.running = [one for one in self.running if id(one) not in finished]
         await self.publish(done)
@@ -201,7 +198,8 @@ class PrefillWorker:
             one.sequence.num_computed_tokens,
             checksums,
         )
-        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, one.claim.attempt)
+        # Without our own deliveries: what has been prefilled did not die of it.
+        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
         if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
             self.offers.close(offer.handle.transfer_id)
             self.blocks_freed.set()
@@ -229,6 +227,11 @@ class PrefillWorker:
         claimed = [(one.claim.priority, one.remaining_tokens) for one in (*self.running, *self.waiting)]
         waiting = {one.claim.priority for one in self.waiting}
         return open_classes(claimed, waiting, self.settings.prefill.token_budget)
+
+    @property
+    def is_isolating(self) -> bool:
+        """Whether a suspect is ours, which is computed alone: nothing is taken that it could take along."""
+        return any(self.intake.is_suspect(one.claim) for one in (*self.running, *self.waiting))
 
     @property
     def may_offer_more(self) -> bool:
@@ -306,11 +309,10 @@ class PrefillWorker:
             self.cancelled.add(key)  # its claim may be on its way here; `drop_cancelled` forgets what is not ours
 
     async def drop_cancelled(self) -> None:
-        """Stop computing for sequences that have ended."""
-        if not self.cancelled:
-            return
+        """Stop computing for sequences that have ended, or that others took over while we slept."""
         keys, self.cancelled = self.cancelled, set()
-        for one in [one for one in (*self.running, *self.waiting) if one.claim.key in keys]:
+        claimed = (*self.running, *self.waiting)
+        for one in [one for one in claimed if one.claim.key in keys or not self.intake.is_ours(one.claim)]:
             self.free(one)
             (self.running if one in self.running else self.waiting).remove(one)
             await self.intake.lost(one.claim)
@@ -336,9 +338,14 @@ class PrefillWorker:
 
 
 async def work(
-    settings: Settings, board: StatusBoard, broker: Broker, heartbeat: Heartbeat, loaded: LoadedModel
+    settings: Settings,
+    board: StatusBoard,
+    broker: Broker,
+    heartbeat: Heartbeat,
+    loaded: LoadedModel,
+    listen: Callable[[], asyncio.Event],
 ) -> None:
-    """Serve with the loaded model until SIGTERM. Raises StartupError."""
+    """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
     seal = open_seal(settings.kv_transfer, log.warning)
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
@@ -369,8 +376,7 @@ async def work(
         board.export = seal.seal_export(export)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender, seal)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stopping.set)
+        worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -42,17 +43,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 class RedisServer:
-    """A redis-server on a unix socket (and no TCP port) that keeps nothing on disk."""
+    """A redis-server on a unix socket (and no TCP port) that keeps nothing on disk; `options` come last."""
 
-    def __init__(self, folder: Path, binary: str) -> None:
+    def __init__(self, folder: Path, binary: str, *options: str) -> None:
         self.binary = binary
+        self._options = options
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [self.binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"],
+            [self.binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+            + list(self._options),
             stdout=subprocess.DEVNULL,
             cwd=self.socket.parent,
         )
@@ -67,7 +70,18 @@ class RedisServer:
                     assert time.monotonic() < deadline, "redis-server does not answer"
                     time.sleep(0.01)
 
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
+        """SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

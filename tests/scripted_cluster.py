@@ -123,7 +123,7 @@ class Member:
             await asyncio.Event().wait()
             return []
 
-        self.heartbeat._beat = lambda: None  # type: ignore[method-assign]
+        self.heartbeat._beat = lambda: False  # type: ignore[method-assign]
         self.worker.intake.next_claims = take_nothing  # type: ignore[method-assign, assignment]
 
     async def stop(self) -> None:
@@ -173,13 +173,27 @@ class ScriptedCluster:
         worker = PrefillWorker(settings, self.broker, board, heartbeat, runner, space, sender, SEAL)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, sender=sender)
 
-    def start_decode(self, num_blocks: int = 64, max_running: int = 8, seal: Seal = SEAL) -> Member:
+    def start_decode(
+        self,
+        num_blocks: int = 64,
+        max_running: int = 8,
+        seal: Seal = SEAL,
+        on_stall: Callable[[], object] = lambda: None,
+    ) -> Member:
         settings = self.settings(num_blocks, 64, max_running)
         board = StatusBoard(Role.DECODE)
         pool = KVPool.allocate(LAYOUT, num_blocks)
         runner = ScriptedRunner(pool)
         receiver = KVReceiver(LAYOUT_HASH, LAYOUT.block_bytes, summer=BlockSummer())
-        heartbeat = Heartbeat(self.redis, self.queue, board.worker_id, board.role, board.read)
+        heartbeat = Heartbeat(
+            self.redis,
+            self.queue,
+            board.worker_id,
+            board.role,
+            board.read,
+            num_rounds=board.num_rounds,
+            on_stall=on_stall,
+        )
         space = BlockSpace(num_blocks, 16, prefix_cache=False)
         worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver, seal)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, receiver=receiver)
@@ -208,6 +222,7 @@ class ScriptedCluster:
         kind: str = "generate",
         priority: Priority = Priority.NORMAL,
         timeout_s: float | None = None,
+        api_id: str = "",
     ) -> str:
         """Create a request as the API does; its id."""
         self.num_requests += 1
@@ -220,6 +235,7 @@ class ScriptedCluster:
             sampling,
             n=n,
             kind=kind,  # type: ignore[arg-type]
+            api_id=api_id,
             created_ms=created_ms,
             priority=priority,
             deadline_ms=created_ms + round(timeout_s * 1000) if timeout_s is not None else 0,

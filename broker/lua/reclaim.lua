@@ -1,10 +1,17 @@
 -- Takes over entries whose owner stopped renewing them, and forgets consumers that are gone for good. XAUTOCLAIM in
 -- one step with what it lacks: the delivery count, and the same treatment of deleted entries on Redis 6.2 and 7.
--- KEYS  the stream of each class, the most urgent first
+-- KEYS  pulse, the stream of each class, the most urgent first
 -- ARGV  group, worker_id, lease_ms, count, consumer_idle_ms
 -- -> per entry {number of its class, entry id, deliveries, {field, value, ...}}
-local taken = {}
-for class, queue in ipairs(KEYS) do
+-- include now
+local taken, now = {}, now_ms()
+-- Nobody beats, or somebody just began to: Redis was away, and who lives has had no chance to renew (heartbeat.lua).
+local pulse = redis.call('HMGET', KEYS[1], 'beat_ms', 'rest_until_ms')
+if pulse[1] and now - pulse[1] > ARGV[3] / 2 or pulse[2] and now < tonumber(pulse[2]) then
+  return taken
+end
+for class = 1, #KEYS - 1 do
+  local queue = KEYS[class + 1]
   local pending = redis.call('XPENDING', queue, ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4] - #taken)
   for _, row in ipairs(pending) do
     local id, deliveries = row[1], row[4]

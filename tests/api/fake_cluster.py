@@ -110,7 +110,7 @@ class FakeCluster:
         lease_ms = int(self.services.settings.queue.lease_s * 1000)
         await load_script("heartbeat").run(
             self.broker.redis,
-            [keys.workers(), keys.worker_leases()],
+            [keys.workers(), keys.worker_leases(), keys.pulse()],
             [GROUP, worker.worker_id, lease_ms, encode(worker)],
         )
 

@@ -217,7 +217,7 @@ def test_the_script_and_the_rule_agree(
 ) -> None:
     async def main() -> None:
         async with open_broker(redis_settings, QueueSettings(), StreamSettings()) as broker:
-            async for key in broker.redis.scan_iter(match=f"{key_prefix}:*"):
+            async for key in broker.redis.scan_iter(match=f"{broker.keys.prefix}:*"):
                 await broker.redis.delete(key)
             backlog = Backlog()
             for number, (priority, prompt_tokens) in enumerate(waiting):

@@ -3,12 +3,13 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fakeredis
 import pytest
 
-from broker.client import REDIS_AWAY, assemble_broker, display_url
+from broker.client import REDIS_AWAY, assemble_broker, display_url, open_broker
 from broker.keys import Keys
 from messages import BrokerError, Phase
 from settings import QueueSettings, RedisSettings, StreamSettings
@@ -114,3 +115,27 @@ def test_the_broker_runs_on_fakeredis() -> None:
 def test_the_broker_does_not_import_torch() -> None:
     code = "import broker.client, broker.relay, broker.heartbeat, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_who_is_patient_waits_for_any_length_and_who_is_not_says_so_in_time(
+    own_redis: RedisServer, key_prefix: str, open_test_broker: OpenTestBroker
+) -> None:
+    settings = RedisSettings(url=own_redis.url, key_prefix=key_prefix, command_timeout_s=0.4)
+
+    async def main() -> None:
+        patience = open_broker(settings, QueueSettings(), StreamSettings(), is_patient=True)
+        async with open_test_broker(redis=settings) as hasty, patience as patient:
+            for go, come in ((own_redis.stop, own_redis.start), (own_redis.freeze, own_redis.thaw)):
+                assert await hasty.prefill_queue.depth() == await patient.prefill_queue.depth() == 0
+                go()
+                waiting = asyncio.create_task(patient.prefill_queue.depth())
+                began = time.monotonic()
+                with pytest.raises(REDIS_AWAY):
+                    await hasty.prefill_queue.depth()
+                assert time.monotonic() - began < 3 * settings.command_timeout_s
+                await asyncio.sleep(3 * settings.command_timeout_s)
+                assert not waiting.done()
+                await asyncio.to_thread(come)
+                assert await asyncio.wait_for(waiting, 5) == 0
+
+    asyncio.run(main())

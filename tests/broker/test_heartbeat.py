@@ -189,3 +189,29 @@ def test_the_sync_client_gives_up_soon(redis_settings: RedisSettings) -> None:
     with open_sync_redis(redis_settings, timeout_s=0.3) as client:
         assert client.connection_pool.connection_kwargs["socket_timeout"] == 0.3
         assert client.ping()
+
+
+def test_leases_do_not_run_out_while_redis_is_away(
+    open_test_broker: OpenTestBroker, redis_settings: RedisSettings
+) -> None:
+    settings = QueueSettings(lease_s=0.3)
+
+    async def main() -> None:
+        async with open_test_broker(queue=settings) as broker:
+            await broker.requests.create(make_request(), max_waiting=10)
+            await broker.prefill_queue.take("dead", 1)
+            beat = Heartbeat(redis_settings, settings, "w", Role.PREFILL, lambda: make_status("w"))._beat
+            assert beat()
+            await asyncio.sleep(1.2 * settings.lease_s)  # in which nobody beats: as if Redis had been stopped
+            assert await broker.prefill_queue.reclaim("w", 1) == []
+            assert beat()
+            resumed_at = asyncio.get_running_loop().time()
+
+            async def is_reclaimed() -> bool:
+                beat()
+                return bool(await broker.prefill_queue.reclaim("w", 1))
+
+            await eventually(is_reclaimed)
+            assert asyncio.get_running_loop().time() - resumed_at > 0.9 * settings.lease_s
+
+    asyncio.run(main())

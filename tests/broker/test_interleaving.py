@@ -208,7 +208,7 @@ def test_any_sequence_of_operations(
     async def main() -> None:
         # The fixture's prefix is the same for every example; a counter is not needed, an empty database is.
         async with open_broker(redis_settings, HARSH, StreamSettings()) as broker:
-            async for key in broker.redis.scan_iter(match=f"{key_prefix}:*"):
+            async for key in broker.redis.scan_iter(match=f"{broker.keys.prefix}:*"):
                 await broker.redis.delete(key)
             cluster = Cluster(broker)
             await broker.prefill_queue.ensure()

@@ -39,13 +39,16 @@ def test_it_answers_on_a_private_socket_and_comes_back_after_a_crash(find: Calla
             await wait_until_answering(state_dir)
             with redis.Redis.from_url(redis_url(state_dir)) as client:
                 config = client.config_get("*")
-                assert (config["port"], config["save"], config["appendonly"]) == ("0", "", "no")
+                assert (config["port"], config["save"], config["appendonly"]) == ("0", "", "yes")
+                client.set("acknowledged", "kept")
             first_pid = child.pid
             assert first_pid is not None
             os.kill(first_pid, 9)
             await log.wait_for(lambda log: bool(log.sentences))
             await log.wait_for(lambda log: child.pid not in (None, first_pid))
             await wait_until_answering(state_dir)
+            with redis.Redis.from_url(redis_url(state_dir)) as client:
+                assert client.get("acknowledged") == b"kept"
         finally:
             await supervisor.stop(asyncio.Event())
 

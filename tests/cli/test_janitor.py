@@ -32,7 +32,7 @@ def test_segments_of_dead_children_and_the_state_directory_go(tmp_path: Path) ->
             janitor.note(owner.pid)
             assert left.exists() and is_alive(owner.pid)
             owner.kill()
-        assert left.exists()
+        # From here on any worker on this machine may sweep it, too: other tests run some.
         assert janitor.finish(timeout_s=20)
         assert not left.exists()
         assert not state_dir.exists()

@@ -1,13 +1,15 @@
 """Workers die or stall in the middle of a stream; the client gets every token once, and the same text."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from messages import Role
+from messages import STALLED_EXIT_CODE, Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 PROMPT = "The history of the railway began"
@@ -51,25 +53,60 @@ def test_a_decode_worker_goes_mid_stream(pair: Cluster, number: signal.Signals, 
         else:
             pair.start("decode")
         wait_until(lambda: pair.num_ready() == 4, 60, "four workers are ready again")
+    wait_until(pair.all_blocks_are_free, 5, "nobody holds a block, the one that woke up neither")
     assert ids(list(pair.stream(PROMPT, max_new_tokens=NUM_TOKENS, ignore_eos=True, **parameters))) == expected
 
 
-def test_a_prefill_worker_dies_in_a_long_prompt(pair: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_prefill_worker_goes_in_a_long_prompt(pair: Cluster, number: signal.Signals) -> None:
     prompt = [(37 * place) % 250 for place in range(6000)]
     expected = pair.generate(prompt, max_new_tokens=8, ignore_eos=True)
-    other = [token + 1 for token in prompt]  # no prefix of it is cached
+    other = [(token + number) % 250 for token in prompt]  # no prefix of it is cached
     frames = pair.stream(other, max_new_tokens=8, ignore_eos=True)
 
     got: list[dict] = []  # type: ignore[type-arg]
     reader = threading.Thread(target=lambda: got.extend(frames))
     reader.start()
     victim = pair.busy_process(Role.PREFILL)
-    pair.kill(victim)
+    pair.kill(victim, number)
     reader.join(60)
-    pair.start("prefill")
+    if number == signal.SIGSTOP:
+        pair.kill(victim, signal.SIGCONT)
+    else:
+        pair.start("prefill")
+    wait_until(lambda: pair.num_ready() == 4, 60, "four workers are ready again")
+    wait_until(pair.all_blocks_are_free, 5, "nobody holds a block")
     assert [frame["token"]["count_output_tokens"] for frame in got] == list(range(1, 9))
     assert ids(got) == ids(list(pair.stream(other, max_new_tokens=8, ignore_eos=True)))
     assert pair.generate(prompt, max_new_tokens=8, ignore_eos=True) == expected
+
+
+HANGS_IN_ITS_STEP_30 = """
+import sys, time
+from engine.model_runner import ModelRunner
+decode, steps = ModelRunner.decode, iter(range(30))
+ModelRunner.decode = lambda *those: decode(*those) if next(steps, None) is not None else time.sleep(1e6)
+sys.argv = ["pdq", "decode"]
+from cli.__main__ import main
+main()
+"""
+
+
+def test_a_worker_that_hangs_gives_up_its_work_and_ends(pair: Cluster) -> None:
+    expected = ids(list(pair.stream(PROMPT, max_new_tokens=60, ignore_eos=True)))
+    hanging = pair.start("decode", sys.executable, "-c", HANGS_IN_ITS_STEP_30, PDQ_QUEUE__STALL_S="2.0")
+    wait_until(lambda: pair.num_ready() == 5, 60, "it is ready")
+
+    def ask(_: int) -> list[int]:
+        return ids(list(pair.stream(PROMPT, max_new_tokens=60, ignore_eos=True)))
+
+    with ThreadPoolExecutor(6) as clients:
+        assert list(clients.map(ask, range(6))) == [expected] * 6
+    assert pair.processes.pop(hanging).wait(5) == STALLED_EXIT_CODE
+    assert "worker_stalled" in pair.log(hanging)
+    assert "Thread" in pair.log(hanging)  # where it hung
+    wait_until(lambda: pair.num_ready() == 4, 5, "it is off the registry")
+    wait_until(pair.all_blocks_are_free, 5, "nobody holds a block")
 
 
 def test_health_turns_red_within_three_seconds_of_the_last_decode_worker(pair: Cluster) -> None:

@@ -45,7 +45,7 @@ def records(cluster: Cluster) -> list[Seen]:
         keys = Keys(cluster.prefix)
         client = redis.asyncio.Redis.from_url(cluster.redis_url)
         seen = []
-        async for key in client.scan_iter(match=f"{cluster.prefix}:*record"):
+        async for key in client.scan_iter(match=f"{keys.prefix}:*record"):
             blob: Any = await client.hget(key, "request")
             request = decode(blob, GenerationRequest)
             num_tokens = await client.xlen(keys.tokens(request.request_id, 0))

@@ -11,6 +11,8 @@ import msgspec
 import pytest
 
 from broker.request_log import Taken
+from decode_worker.worker import IDLE_WAIT_S
+from engine.sequence import Sequence
 from kv_transfer.seal import Seal
 from messages import (
     DecodeJob,
@@ -27,7 +29,7 @@ from messages import (
 from settings import QueueSettings, RedisSettings
 from tests.broker.samples import ABORT, make_request
 from tests.conftest import OpenTestBroker
-from tests.scripted_cluster import ScriptedCluster, expected_output, scripted_cluster, tokens_of
+from tests.scripted_cluster import Member, ScriptedCluster, expected_output, scripted_cluster, tokens_of
 
 QUEUE = QueueSettings(lease_s=0.4, heartbeat_s=0.1, drain_s=2.0)
 PROMPT = list(range(1000, 1040))  # 2.5 blocks
@@ -424,6 +426,116 @@ def test_a_poisonous_request_ends_in_an_error_and_the_others_go_on(play: Play) -
     play(scenario)
 
 
+def test_tokens_that_a_failover_lost_are_computed_again(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        decode = cluster.start_decode()
+        gate = Gate()
+        decode.runner.before_step = lambda sequences: gate(sequences) if decode.runner.num_computed == 8 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "nine tokens are published")
+        # A replica that was behind has become the master: it never heard of the last three.
+        stream = cluster.broker.keys.tokens(request_id, 0)
+        assert await cluster.broker.redis.xdel(stream, *(f"{index + 1}-0" for index in (6, 7, 8))) == 3
+        await cluster.broker.redis.execute_command("XSETID", stream, "6-0")  # type: ignore[no-untyped-call]
+        gate.opened.set()
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 20)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_poison_takes_no_innocent_along(play: Play, phase: str) -> None:
+    class Poisoned(Exception):
+        pass
+
+    poison, innocents = [666] * 20, [[number] * (10 + number) for number in range(20)]
+
+    def die_of_it(sequences: list[Sequence]) -> None:
+        if any(sequence.token_ids[0] == 666 for sequence in sequences):
+            raise Poisoned
+
+    async def scenario(cluster: ScriptedCluster) -> None:
+        starts: dict[str, Callable[[], Member]] = {"prefill": cluster.start_prefill, "decode": cluster.start_decode}
+        start = starts[phase]
+        (other,) = (each for name, each in starts.items() if name != phase)
+        mortal, num_crashes = [], 0
+
+        def start_mortal() -> None:
+            mortal.append(start())
+            mortal[-1].runner.before_step = die_of_it
+
+        request_ids = [await cluster.send(prompt, 30) for prompt in innocents[:10]]
+        poisoned = await cluster.send(poison, 30)
+        request_ids += [await cluster.send(prompt, 30) for prompt in innocents[10:]]
+        other()
+        start_mortal()
+        while not await cluster.broker.requests.is_finished(poisoned, 0):
+            await asyncio.sleep(0.01)
+            if mortal[-1].task.done():  # its supervisor starts it again
+                num_crashes += 1
+                cluster.members.remove(mortal[-1])
+                mortal[-1].close()
+                start_mortal()
+            assert num_crashes <= QUEUE.max_deliveries
+        events = await cluster.ended(poisoned)
+        assert (events[-1].finish_reason, num_crashes) == (FinishReason.ERROR, QUEUE.max_deliveries)
+        for request_id, prompt in zip(request_ids, innocents, strict=True):
+            assert tokens_of(await cluster.ended(request_id)) == expected_output(prompt, 30)
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_who_lost_its_leases_while_it_slept_drops_the_work_before_it_computes(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.start_prefill()
+        sleeper = cluster.start_decode()
+        gate = Gate()
+        sleeper.runner.before_step = lambda sequences: gate(sequences) if sleeper.runner.num_computed == 6 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "the sleeper is in its seventh step")
+        beat = sleeper.heartbeat._beat
+        sleeper.heartbeat._beat = lambda: False  # type: ignore[method-assign]
+        cluster.start_decode()
+        await cluster.ended(request_id)
+        (one,) = sleeper.worker.running
+        sleeper.heartbeat._beat = beat  # type: ignore[method-assign]
+        sleeper.heartbeat.wake()
+        await cluster.until(lambda: not sleeper.heartbeat.holds(one.claim.entry), "its beat was told")
+        gate.opened.set()
+        await cluster.until(lambda: not sleeper.worker.running, "the sleeper has dropped the sequence")
+        assert sleeper.runner.num_computed == 7  # the step that it slept in, and no other
+        await cluster.until_clean()
+
+    play(scenario)
+
+
+def test_a_loop_that_hangs_loses_its_leases_though_its_heart_beats(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        stalls: list[str] = []
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:  # as the process would
+            stalls.append("hung")
+            loop.call_soon_threadsafe(hung.die)
+
+        cluster.queue = QUEUE.model_copy(update={"stall_s": 0.5})
+        cluster.start_prefill()
+        hung = cluster.start_decode(on_stall=end)
+        gate = Gate()
+        hung.runner.before_step = lambda sequences: gate(sequences) if hung.runner.num_computed == 6 else None
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(gate.reached.is_set, "it hangs in its seventh step")
+        cluster.start_decode(on_stall=lambda: stalls.append("idle"))
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 20)
+        assert (stalls, hung.heartbeat.is_alive) == (["hung"], False)
+        gate.opened.set()
+
+    play(scenario)
+
+
 def test_a_drained_decode_worker_hands_its_sequences_on(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         prefill, first = cluster.start_prefill(), cluster.start_decode()
@@ -434,6 +546,37 @@ def test_a_drained_decode_worker_hands_its_sequences_on(play: Play) -> None:
         assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 400)
         await cluster.until_clean()
         await prefill.stop()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("moment", ["pulling", "without room"])
+def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: str) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        cluster.queue = QUEUE.model_copy(update={"lease_s": 600.0})
+        cluster.start_prefill()
+        first = cluster.start_decode(num_blocks=24 if moment == "without room" else 64)
+        assert first.receiver is not None
+        request_ids = []
+        pull, gate = first.receiver.pull, Gate()
+        if moment == "without room":  # the second comes while the first one has most of the blocks
+            request_ids.append(await cluster.send(PROMPT * 8, 50))
+            await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
+            request_ids.append(await cluster.send(PROMPT * 8, 50))
+            await cluster.until(lambda: first.worker.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+        elif moment == "pulling":
+            first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
+            request_ids.append(await cluster.send(PROMPT, 50))
+            await cluster.until(gate.reached.is_set, "it is pulling")
+        stopped = asyncio.create_task(first.stop())
+        await cluster.until(first.worker.stopping.is_set, "it is stopping")
+        await asyncio.sleep(2 * IDLE_WAIT_S)  # in which one that did not wait for its pull would be gone
+        gate.opened.set()
+        await stopped
+        cluster.start_decode()
+        for request_id in request_ids:
+            assert len(await cluster.ended(request_id)) == 50
+        await cluster.until_clean()
 
     play(scenario)
 
