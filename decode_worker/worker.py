@@ -100,6 +100,7 @@ class DecodeWorker:
             background = [tasks.create_task(self.take_in()), tasks.create_task(self.follow_cancels())]
             while not self.stopping.is_set():
                 if not self.running and not self.joining:
+                    self.show()  # what the last step freed
                     await self.wait(self.work_came)
                 await self.step()
             for task in background:
@@ -114,7 +115,7 @@ class DecodeWorker:
         self.joining = []
         await self.drop_cancelled()
         await self.drop_late()
-        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        self.show()
         began = time.perf_counter()
         batch = await self.make_room()
         if not batch:
@@ -125,6 +126,10 @@ class DecodeWorker:
         await self.publish(batch, sampled)
         self.pace.note(time.perf_counter() - began, 1)
         self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
+
+    def show(self) -> None:
+        """Where the loop is, for the heartbeat."""
+        self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
     async def make_room(self) -> list[Running]:
         """Allocate what the step needs, preempting if blocks run out. The batch that fits."""
