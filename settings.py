@@ -201,7 +201,7 @@ class QueueSettings(Section):
         20.0, description="A stopping worker that is not through after this long ends as it stands; others reclaim."
     )
     max_deliveries: Count = Field(
-        3, description="How often a job may take its worker down before it is answered with an error."
+        4, description="How often a job may take its worker down before it is answered with an error."
     )
 
 

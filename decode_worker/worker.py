@@ -103,6 +103,7 @@ class DecodeWorker:
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
             while not taking_in.done():
                 if not self.running and not self.joining:
+                    self.show()  # what the last step freed
                     await self.wait(self.work_came)
                 await self.step()
             following.cancel()
@@ -116,8 +117,7 @@ class DecodeWorker:
         self.joining = []
         await self.drop_cancelled()
         await self.drop_late()
-        if not self.is_pull_stuck:
-            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+        self.show()
         began = time.perf_counter()
         batch = await self.make_room()
         # Should the step kill us, it takes none of the others along: they have tokens since they came, it has none.
@@ -130,6 +130,11 @@ class DecodeWorker:
         await self.publish(batch, sampled)
         self.pace.note(time.perf_counter() - began, 1)
         self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
+
+    def show(self) -> None:
+        """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""
+        if not self.is_pull_stuck:
+            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
     async def make_room(self) -> list[Running]:
         """Allocate what the step needs, preempting if blocks run out. The batch that fits."""
@@ -215,10 +220,10 @@ class DecodeWorker:
             return
         sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
-            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens. It may
-            # have died of this job, or of another one: what came before those tokens does not count any more.
+            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens, and those
+            # show that it did not die of this job's first step, nor that any did before it.
             await self.release(job)
-            await self.send_back(claim, attempt=1)
+            await self.send_back(claim, attempt=0)
             return
         if self.intake.is_poison(claim):
             await self.release(job)

@@ -115,6 +115,7 @@ class PrefillWorker:
     async def admit(self) -> None:
         """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
         is_idle = not self.running and not self.waiting
+        self.show()  # before it waits for a job: what the last step freed
         classes = self.open_classes() if self.may_offer_more and not self.is_isolating else []
         if classes:
             claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes)
@@ -131,6 +132,10 @@ class PrefillWorker:
         if not self.running and (self.waiting or not classes):
             # All that may be offered is: nothing to compute until a decode worker pulls.
             await self.wait_for_blocks()
+        self.show()
+
+    def show(self) -> None:
+        """Where the loop is, for the heartbeat."""
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
     async def step(self) -> None:
@@ -270,7 +275,7 @@ class PrefillWorker:
         try:
             await asyncio.wait_for(self.blocks_freed.wait(), IDLE_BLOCK_MS / 1000)
         except TimeoutError:
-            self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
+            self.show()
 
     async def on_compute_thread(self, work: Callable[[], ResultT]) -> ResultT:
         """Run `work` on the one thread that computes, so that the event loop goes on."""
