@@ -101,6 +101,11 @@ class Heartbeat:
         with self._lock:
             return self._place(entry) in self._held
 
+    def held(self) -> set[tuple[str, bytes]]:
+        """(queue's key, entry id) of everything that is being renewed."""
+        with self._lock:
+            return set(self._held)
+
     def _place(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> tuple[str, bytes]:
         return self._keys.queue(entry.queue, entry.priority), entry.entry_id
 

@@ -113,12 +113,11 @@ class Intake(Generic[JobT]):
         """Dead workers' jobs, one after the other without a pause: every one of them has a client that waits."""
         entries: list[QueueEntry[JobT]] = []
         while len(entries) < count and not any(self._is_suspect(entry) for entry in entries):
-            reclaimed = await self._queue.reclaim(self._worker_id, 1, classes)
+            reclaimed = await self._queue.reclaim(self._worker_id, 1, classes, self._heartbeat.held())
             if not reclaimed:
                 self._reclaim_at = time.monotonic() + self._reclaim_every_s
                 break
-            # Our own can be among them, after a beat that came late; they are being worked on.
-            entries += [entry for entry in reclaimed if not self._heartbeat.holds(entry)]
+            entries += reclaimed
         for entry in entries:
             log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
         return entries

@@ -5,7 +5,7 @@ An entry belongs to the worker that took it until it is acknowledged; if nothing
 (broker/request_log.py). Jobs are put by the request log's scripts. This file knows no tokens.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -102,15 +102,25 @@ class JobQueue(Generic[JobT]):
         await self._remove([(entry.priority, entry.entry_id) for entry in entries])
 
     async def reclaim(
-        self, worker_id: str, count: int, classes: Sequence[Priority] = EVERY_CLASS
+        self,
+        worker_id: str,
+        count: int,
+        classes: Sequence[Priority] = EVERY_CLASS,
+        held: Collection[tuple[str, bytes]] = (),
     ) -> "list[QueueEntry[JobT]]":
         """At most `count` entries of `classes` that nobody renewed for `lease_s`, now this worker's. Forgets gone
-        consumers."""
+        consumers.
+
+        Not those of `held`, (queue's key, entry id): a worker whose beat comes late would else take its own jobs, each
+        time as if one more worker had died of them, and keep them from those who could go on with them.
+        """
+        numbers = {self._keys[priority]: number for number, priority in enumerate(classes, 1)}
+        ours: list[str] = [f"{numbers[key]} {entry_id.decode()}" for key, entry_id in held if key in numbers]
         try:
             rows: list[Any] = await load_script("reclaim").run(
                 self._redis,
                 [self._pulse_key, *(self._keys[priority] for priority in classes)],
-                [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms],
+                [GROUP, worker_id, self._lease_ms, count, 10 * self._lease_ms, *ours],
             )
         except ResponseError as error:
             await self._restore_group(error)

@@ -220,8 +220,8 @@ class DecodeWorker:
             return
         sequence = sequence_of(taken.request, taken.choice, taken.events)
         if sequence.num_tokens != job.kv_handle.num_tokens + 1:
-            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens, and those
-            # show that it did not die of this job's first step, nor that any did before it.
+            # Its last owner died in the middle of decoding: the offered KV is older than the published tokens. As they
+            # were computed, nobody had died of it before, and the count begins anew.
             await self.release(job)
             await self.send_back(claim, attempt=0)
             return

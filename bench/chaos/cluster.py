@@ -165,9 +165,8 @@ class ChaosCluster:
             member.process.join()
 
     async def start_redis(self) -> None:
-        """Start redis-server on the data that is there."""
-        options = ("--appendonly", "yes", "--appendfsync", "everysec")
-        command = (*redis_command(find_redis_server(), self.folder), *options)
+        """Start redis-server, as `pdq serve` does, on the data that is there."""
+        command = redis_command(find_redis_server(), self.folder)
         self._redis = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

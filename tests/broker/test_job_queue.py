@@ -78,6 +78,30 @@ def test_an_unrenewed_entry_is_reclaimed_by_one_worker_and_counted(open_test_bro
     asyncio.run(main())
 
 
+def test_what_is_worked_on_is_not_reclaimed_from_oneself_and_stands_in_nobodys_way(
+    open_test_broker: OpenTestBroker,
+) -> None:
+    async def main() -> None:
+        async with open_test_broker(queue=SHORT_LEASE) as broker:
+            queue = broker.prefill_queue
+            await broker.requests.create(make_request(n=3), max_waiting=10)
+            mine, also_mine, lost = await queue.take("w", 3)
+            held = {(broker.keys.prefill_queue(), entry.entry_id) for entry in (mine, also_mine)}
+            reclaimed = []
+
+            async def is_reclaimed() -> bool:
+                reclaimed.extend(await queue.reclaim("w", 1, held=held))
+                return bool(reclaimed)
+
+            await eventually(is_reclaimed)
+            assert [each.entry_id for each in reclaimed] == [lost.entry_id]
+            assert await queue.reclaim("w", 5, held={*held, (broker.keys.prefill_queue(), lost.entry_id)}) == []
+            deliveries = {each.entry_id: each.deliveries for each in await queue.reclaim("other", 5)}
+            assert (deliveries[mine.entry_id], deliveries[also_mine.entry_id]) == (2, 2)
+
+    asyncio.run(main())
+
+
 def test_a_deleted_entry_is_not_reclaimed_but_forgotten(open_test_broker: OpenTestBroker) -> None:
     async def main() -> None:
         async with open_test_broker(queue=SHORT_LEASE) as broker:
