@@ -1,47 +1,22 @@
-"""`python -m bench.chaos.handoff_faults --faults 10000`: faults in the KV handoff, each noticed, or harmless, or wrong.
+"""What can go wrong in the KV handoff, a function per fault, applied to one handoff that is about to happen.
 
-A fault is noticed when the pull raises KVTransferFailed, which sends the request back to prefill. It is harmless when
-the pull ends well and the receiver has the very bytes of its request's KV. Anything else is wrong text. After every
-fault a handoff without one has to work, so that "noticed" is not merely "broken". Exits with 1 on a wrong or a broken
-one.
+Knows both ends of the handoff (handoff.py); what becomes of a fault is counted by handoff_damage.py.
 """
 
-import argparse
 import random
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
 from bench.chaos.handoff import BLOCK_BYTES, LAYOUT, MAX_OFFERS, NUM_BLOCKS, Handoff, Job
-from kernels import cpu_build
-from kernels.block_sums import CpuBlockSums
-from kv_transfer.checksum import BlockSummer
 from kv_transfer.seal import Seal
-from kv_transfer.segment import SHM_DIRECTORY
-from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed, PoolExport
-from settings import LogSettings, TransportKind
-from telemetry import configure_logging
+from messages import PoolExport
+from settings import TransportKind
 
 _WILD = (-1, -(2**63), NUM_BLOCKS, MAX_OFFERS + 2**20, 2**31, 2**32, 2**63, 2**64 - 1)
-
-
-@dataclass(slots=True)
-class Counts:
-    """Of one fault."""
-
-    injected: int = 0
-    noticed: int = 0
-    harmless: int = 0  # nothing raised, and the right bytes
-    wrong: int = 0  # nothing raised, and other bytes
-    broken: int = 0  # the handoff without a fault that followed did not work
 
 
 @dataclass(slots=True)
@@ -344,88 +319,3 @@ def faults_of(kind: TransportKind) -> list[Fault]:
     """What can go wrong with a transport."""
     mapped = _MAPPED if kind in ("shared_memory", "cuda_ipc") else ()
     return [*_EVERYWHERE, *mapped, *(_SHARED_MEMORY if kind == "shared_memory" else ())]
-
-
-def run(num_faults: int, seed: int, handoff: Handoff) -> dict[str, Counts]:
-    """That many faults, each kind as often, in an order that the seed decides. Counts by the fault's name."""
-    chance = random.Random(seed)
-    torch.manual_seed(seed)
-    faults = faults_of(handoff.kind)
-    counts = {fault.__name__: Counts() for fault in faults}
-    order = [faults[number % len(faults)] for number in range(num_faults)]
-    chance.shuffle(order)
-    for fault in order:
-        _inject(fault, handoff, chance, counts[fault.__name__])
-    return counts
-
-
-def _inject(fault: Fault, handoff: Handoff, chance: random.Random, counts: Counts) -> None:
-    counts.injected += 1
-    scene = _scene(handoff, chance)
-    num_blocks = len(scene.block_ids)
-    targets = chance.sample(range(NUM_BLOCKS), num_blocks)
-    fault(scene)
-    try:
-        pulled = handoff.take(scene.job, targets, scene.export)
-    except KVTransferFailed:
-        counts.noticed += 1
-    else:
-        counts.harmless += torch.equal(pulled, scene.kv)
-        counts.wrong += not torch.equal(pulled, scene.kv)
-    finally:
-        handoff.mischief.clear()
-        scene.cleanup()
-        handoff.withdraw_all()
-    sound = _scene(handoff, chance)
-    try:
-        pulled = handoff.take(sound.job, list(range(len(sound.block_ids))), sound.export)
-        counts.broken += not torch.equal(pulled, sound.kv)
-    except KVTransferFailed:
-        counts.broken += 1
-    handoff.withdraw_all()
-
-
-def _scene(handoff: Handoff, chance: random.Random) -> Scene:
-    block_ids = chance.sample(range(NUM_BLOCKS), chance.randint(2, 7))
-    handoff.owner.fill(block_ids)
-    return Scene(handoff, chance, handoff.offer(block_ids), handoff.export, handoff.owner.blocks[block_ids].clone())
-
-
-def print_table(counts: dict[str, Counts]) -> None:
-    """A line per fault, and their sum."""
-    total = Counts()
-    print(f"{'fault':<24}{'injected':>10}{'noticed':>10}{'harmless':>10}{'wrong':>10}{'broken':>10}")
-    for name, some in [*sorted(counts.items()), ("all", total)]:
-        figures = some.injected, some.noticed, some.harmless, some.wrong, some.broken
-        print(f"{name:<24}" + "".join(f"{figure:>10}" for figure in figures))
-        total.injected, total.noticed = total.injected + some.injected, total.noticed + some.noticed
-        total.harmless, total.wrong = total.harmless + some.harmless, total.wrong + some.wrong
-        total.broken += some.broken
-
-
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--faults", type=int, default=10000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--transport", choices=["shared_memory", "nixl", "gloo"], default="shared_memory")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    configure_logging(LogSettings(level="error"))
-    library = cpu_build.load()
-    summer = BlockSummer(None if library is None else CpuBlockSums(library))
-    began = time.monotonic()
-    # A directory of its own: workers sweep the common one, and the faults leave there what looks like a dead owner's.
-    with tempfile.TemporaryDirectory(prefix="pdq-chaos-", dir=SHM_DIRECTORY) as directory:
-        handoff = Handoff(arguments.transport, ShmDriver(Path(directory)), summer)
-        try:
-            counts = run(arguments.faults, arguments.seed, handoff)
-        finally:
-            handoff.close()
-    print(f"{arguments.transport}, seed {arguments.seed}, {time.monotonic() - began:.1f} s")
-    print_table(counts)
-    sys.exit(any(some.wrong or some.broken for some in counts.values()))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from bench.chaos.cancels import CancelsResult
 from bench.chaos.cluster import LEASE_S
+from bench.chaos.handoff_damage import Counts
 from bench.chaos.matrix import CellResult
 from bench.chaos.storm import GAP_LIMIT_S, StormResult, percentile
 from bench.chaos.story import Difference
@@ -39,6 +40,18 @@ def matrix_rows(results: list[CellResult]) -> list[Row]:
     """The matrix's part of the table."""
     failed = [f"{result.cell}: {result.problem}" for result in results if result.problem]
     return [(f"fault matrix, {len(results)} cells: cells that failed", "0", _listed(failed))]
+
+
+def handoff_rows(counts: dict[str, Counts]) -> list[Row]:
+    """The handoff's part of the table."""
+    total = Counts()
+    for some in counts.values():
+        total = total.plus(some)
+    return [
+        (f"{total.injected} faults in the handoff: wrong text", "0", str(total.wrong)),
+        ("handoffs after a fault that did not work", "0", str(total.broken)),
+        ("faults noticed; without effect on the bytes", "-", f"{total.noticed}; {total.harmless}"),
+    ]
 
 
 def cancels_rows(result: CancelsResult) -> list[Row]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.chaos.handoff import Handoff
-from bench.chaos.handoff_faults import Counts, run
+from bench.chaos.handoff_damage import Counts, run
 from kernels import cpu_build
 from kernels.block_sums import CpuBlockSums
 from kv_transfer.checksum import BlockSummer
