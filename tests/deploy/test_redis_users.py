@@ -162,7 +162,7 @@ def test_each_role_does_its_part_beside_long_queues_of_every_class(server: Secur
             for owner_id, owner in (
                 ("prefill-1", prefill),
                 ("decode-1", decode),
-            ):  # a decode worker that stops offers too
+            ):  # who offers
                 await decode.inbox(owner_id).send(Release("t"))
                 assert await owner.inbox(owner_id).receive() == [Release("t")]
 
