@@ -19,8 +19,9 @@ def open_pool(settings: Settings, worker_id: str, loaded: LoadedModel) -> tuple[
     have to export its part. A worker for which shared memory has no room serves all the same. Raises DeviceError.
     """
     layout, num_blocks, device = loaded.layout, loaded.num_blocks, loaded.model.device
-    if settings.decode.export_pool and device.type == "cpu" and loaded.ranks is None:
-        driver, place = start_driver(settings.kv_transfer, device)
+    driver, place = start_driver(settings.kv_transfer, device)
+    is_way_allowed = settings.kv_transfer.require in (None, driver.kind)
+    if settings.decode.export_pool and is_way_allowed and device.type == "cpu" and loaded.ranks is None:
         try:
             exported = ExportedPool(
                 settings.kv_transfer,

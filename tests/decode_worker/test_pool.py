@@ -11,7 +11,7 @@ from decode_worker.pool import open_pool
 from engine.kv_pool import KVLayout
 from engine.loading import LoadedModel
 from messages import DeviceError
-from settings import DecodeSettings, Settings
+from settings import DecodeSettings, Settings, TransferSettings
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, block_size=16, head_dim=4, dtype=torch.float32)
 
@@ -30,13 +30,14 @@ def test_it_is_the_memory_that_others_pull_from() -> None:
         assert exported.sender.num_free_offers == Settings().decode.max_running
 
 
-@pytest.mark.parametrize("why", ["off", "cut into ranks", "no room"])
+@pytest.mark.parametrize("why", ["off", "cut into ranks", "another way is required", "no room"])
 def test_without_an_export_it_serves_from_memory_of_its_own(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise DeviceError("no room")
 
     if why == "no room":
         monkeypatch.setattr(decode_pool, "ExportedPool", full)
-    settings = Settings(decode=DecodeSettings(export_pool=why != "off"))
+    by_network = TransferSettings(network="nccl", require="gloo" if why == "another way is required" else None)
+    settings = Settings(decode=DecodeSettings(export_pool=why != "off"), kv_transfer=by_network)
     pool, exported = open_pool(settings, "decode-test", loaded(object() if why == "cut into ranks" else None))
     assert exported is None and pool.num_blocks == 6

@@ -563,16 +563,17 @@ async def running_on_one(cluster: ScriptedCluster, num_requests: int = 1) -> tup
     return prefill, first, prompts
 
 
-async def start_taker(cluster: ScriptedCluster, is_busy: bool = False) -> Member:
-    """A decode worker that others know to be ready; one that `is_busy` never comes to take a job."""
+async def start_taker(cluster: ScriptedCluster, busy_until: asyncio.Event | None = None) -> Member:
+    """A decode worker that others know to be ready, and that does not come to take a job before."""
     taker = cluster.start_decode()
-    if is_busy:
+    take = taker.worker.intake.next_claims
 
-        async def take_nothing(*_: object) -> list[object]:
-            await asyncio.Event().wait()
-            return []
+    async def take_later(*given: Any) -> list[Any]:
+        if busy_until is not None:
+            await busy_until.wait()
+        return await take(*given)
 
-        taker.worker.intake.next_claims = take_nothing  # type: ignore[method-assign, assignment]
+    taker.worker.intake.next_claims = take_later  # type: ignore[method-assign, assignment]
     while await cluster.broker.registry.find(taker.worker.board.worker_id) is None:
         cluster.check()
         await asyncio.sleep(0.01)
@@ -620,7 +621,7 @@ def test_what_nobody_takes_in_time_goes_to_prefill(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         cluster.queue = QUEUE.model_copy(update={"drain_s": 0.3})
         prefill, first, prompts = await running_on_one(cluster, 2)
-        await start_taker(cluster, is_busy=True)
+        await start_taker(cluster, busy_until=asyncio.Event())
         num_prefilled = prefill.runner.num_computed
         await first.stop()
         assert first.worker.space.num_used == 0
@@ -656,7 +657,7 @@ def test_a_taker_that_dies_while_it_pulls_costs_a_prefill(play: Play) -> None:
 def test_a_worker_that_is_killed_while_it_drains_loses_nothing(play: Play, is_pool_left: bool) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         _, first, prompts = await running_on_one(cluster, 2)
-        await start_taker(cluster, is_busy=True)
+        await start_taker(cluster, busy_until=asyncio.Event())
         offers, gate = first.worker.drain._offers, Gate()  # type: ignore[union-attr]
         checksums = offers.checksums  # type: ignore[union-attr]
 
@@ -678,10 +679,37 @@ def test_a_worker_that_is_killed_while_it_drains_loses_nothing(play: Play, is_po
     play(scenario)
 
 
+def test_a_job_that_came_with_the_last_read_goes_on_without_prefill(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        is_pulled = asyncio.Event()
+        prefill, first = cluster.start_prefill(), cluster.start_decode()
+        assert first.receiver is not None
+        take, counts = first.worker.intake.next_claims, first.receiver.counts
+
+        async def take_last(*given: Any) -> list[Any]:
+            await first.worker.stopping.wait()
+            return await take(*given)
+
+        first.worker.intake.next_claims = take_last  # type: ignore[method-assign, assignment]
+        request_id = await cluster.send(PROMPT, 20)
+        await cluster.until(lambda: len(prefill.worker.offers) == 1, "the KV is offered")  # type: ignore[union-attr]
+        taker = await start_taker(cluster, busy_until=is_pulled)
+        stopped = asyncio.create_task(first.stop())
+        await cluster.until(lambda: counts["shared_memory"].pulls == 1, "it is pulled")
+        is_pulled.set()
+        await stopped
+        assert tokens_of(await cluster.ended(request_id)) == expected_output(PROMPT, 20)
+        assert prefill.runner.num_computed == len(PROMPT)
+        assert taker.runner.num_computed > 0
+        await cluster.until_clean()
+
+    play(scenario)
+
+
 def test_a_cancel_of_what_a_drained_worker_offers_lets_it_go(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         _, first, _ = await running_on_one(cluster)
-        await start_taker(cluster, is_busy=True)
+        await start_taker(cluster, busy_until=asyncio.Event())
         began = time.monotonic()
         stopped = asyncio.create_task(first.stop())
         await cluster.until(lambda: len(first.worker.drain._offers) == 1, "it is offered")  # type: ignore[union-attr, arg-type]
