@@ -550,9 +550,16 @@ def test_a_drained_decode_worker_hands_its_sequences_on(play: Play) -> None:
     play(scenario)
 
 
+def start_unmeasured_prefill(cluster: ScriptedCluster) -> Member:
+    """A prefill worker that says no rate: a scripted model prefills about as fast as others pull."""
+    prefill = cluster.start_prefill()
+    prefill.worker.note_work = lambda *_: None  # type: ignore[method-assign, union-attr]
+    return prefill
+
+
 async def running_on_one(cluster: ScriptedCluster, num_requests: int = 1) -> tuple[Member, Member, list[list[int]]]:
     """A prefill worker and a decode worker that has begun with requests of these prompts; `request-1` is the first."""
-    prefill, first = cluster.start_prefill(), cluster.start_decode()
+    prefill, first = start_unmeasured_prefill(cluster), cluster.start_decode()
     first.runner.before_step = lambda sequences: time.sleep(0.01)
     prompts = [list(range(1000, 1030 + 7 * number)) for number in range(num_requests)]
     for prompt in prompts:
@@ -590,9 +597,10 @@ def test_what_a_drained_worker_ran_goes_on_elsewhere_without_prefill(play: Play)
     async def scenario(cluster: ScriptedCluster) -> None:
         prefill, first, prompts = await running_on_one(cluster, 5)
         taker = await start_taker(cluster)
-        num_prefilled, began = prefill.runner.num_computed, time.monotonic()
+        taker.runner.before_step = lambda sequences: time.sleep(0.01)
+        num_prefilled = prefill.runner.num_computed
         await first.stop()
-        assert time.monotonic() - began < QUEUE.drain_s  # it went as soon as all was pulled
+        assert taker.worker.num_here == 5, "it goes as soon as all is pulled"  # type: ignore[union-attr]
         assert taker.receiver is not None and taker.receiver.counts["shared_memory"].pulls == 5
         assert first.worker.space.num_used == 0
         first.worker.space.check_integrity()
@@ -604,14 +612,20 @@ def test_what_a_drained_worker_ran_goes_on_elsewhere_without_prefill(play: Play)
     play(scenario)
 
 
-def test_a_drained_worker_beside_which_nobody_is_sends_its_sequences_to_prefill_at_once(play: Play) -> None:
+@pytest.mark.parametrize("why", ["nobody is there", "prefill is faster"])
+def test_a_drained_worker_sends_its_sequences_to_prefill_at_once(play: Play, why: str) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         prefill, first, prompts = await running_on_one(cluster, 2)
         num_prefilled, began = prefill.runner.num_computed, time.monotonic()
+        if why == "prefill is faster":
+            prefill.worker.board.tokens_per_s = 1e12
+            prefill.heartbeat.wake()
+            await start_taker(cluster)
         await first.stop()
         assert time.monotonic() - began < QUEUE.drain_s
         await cluster.until(lambda: prefill.runner.num_computed > num_prefilled, "they are prefilled again")
-        cluster.start_decode()
+        if why == "nobody is there":
+            cluster.start_decode()
         await ended_as_expected(cluster, prompts)
 
     play(scenario)
@@ -682,7 +696,7 @@ def test_a_worker_that_is_killed_while_it_drains_loses_nothing(play: Play, is_po
 def test_a_job_that_came_with_the_last_read_goes_on_without_prefill(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         is_pulled = asyncio.Event()
-        prefill, first = cluster.start_prefill(), cluster.start_decode()
+        prefill, first = start_unmeasured_prefill(cluster), cluster.start_decode()
         assert first.receiver is not None
         take, counts = first.worker.intake.next_claims, first.receiver.counts
 
