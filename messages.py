@@ -274,7 +274,8 @@ class TransferCount(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DecodeJob(msgspec.Struct, frozen=True, array_like=True):
-    """Prefill worker -> decode queue: the KV of all tokens but the last published one is offered."""
+    """Prefill worker, or a decode worker that stops -> decode queue: the KV of all tokens but the last published one
+    is offered."""
 
     request_id: str
     choice: int
@@ -295,7 +296,7 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True):
-    """Decode worker -> the prefill worker's inbox: the offer is pulled or no longer wanted."""
+    """Decode worker -> the owner's inbox: the offer is pulled or no longer wanted."""
 
     transfer_id: str
 
@@ -317,7 +318,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     num_running: int = 0
     idle_s: float = 0.0  # seconds since the loop last came round
     detail: str = ""  # e.g. "loading weights 43 %"
-    export: PoolExport | None = None  # a prefill worker's pool
+    export: PoolExport | None = None  # its pool, where others can pull from it
     transfers: dict[str, TransferCount] = {}  # a decode worker's pulls, by transport
     gpus: tuple[str, ...] = ()  # UUIDs it has leased
     max_running: int = 0  # sequences it runs at once

@@ -102,9 +102,7 @@ class TransferSettings(Section):
     )
     timeout_s: Seconds = Field(5.0, description="How long one read from another host may take; then prefill repeats.")
     staging_bytes: Count = Field(32 << 20, description="Size of the buffers that KV of another host arrives in.")
-    release_check_s: Seconds = Field(
-        1.0, description="How often a prefill worker checks what became of its open offers."
-    )
+    release_check_s: Seconds = Field(1.0, description="How often a worker checks what became of its open offers.")
     max_offers: Count = Field(4096, description="Most offers one prefill worker keeps open.")
     checksum: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -137,6 +135,11 @@ class DecodeSettings(Section):
 
     tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one decode worker splits over.")
     max_running: Count = Field(64, description="Most sequences in the running batch.")
+    export_pool: bool = Field(
+        True,
+        description="Whether a CPU worker's pool lies in shared memory, so that when the worker stops others can go on "
+        "with its sequences' KV; else, and where there is no room, they are prefilled again.",
+    )
     cuda_graphs: bool = Field(True, description="Whether a GPU's decode steps are recorded once and replayed.")
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 

@@ -164,6 +164,13 @@ class Intake(Generic[JobT]):
             log.info("hand_over_refused", request_id=claim.job.request_id, choice=claim.job.choice)
         return handed_over
 
+    async def take_back(self, claim: Claim[JobT], job: PrefillJob | DecodeJob, phase: Phase) -> bool:
+        """Put `job` in place of the one that the claim was handed over with. False when somebody has taken that one,
+        or the sequence has ended."""
+        # The hand-over left the epoch one above the claim's. It is nobody's, and a taker would have raised it.
+        epoch = claim.taken.epoch + 1
+        return await self._broker.requests.hand_over(claim.entry, epoch, job, phase)
+
     async def fail(self, claim: Claim[JobT], message: str, status: int = 500) -> None:
         """End the sequence with an error."""
         log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)

@@ -65,7 +65,7 @@ class Keys:
         return f"{self.prefix}:relay:{api_id}"
 
     def inbox(self, worker_id: str) -> str:
-        """Stream of the Releases for one prefill worker."""
+        """Stream of the Releases for one worker."""
         return f"{self.prefix}:inbox:{worker_id}"
 
     def workers(self) -> str:

@@ -27,6 +27,7 @@ def shared_knobs(
     redis_url: str,
     is_terminal: bool = False,
     secret_file: Path | None = None,
+    export_decode_pools: bool = True,
 ) -> Overrides:
     """What every child is told on top of the environment of `pdq serve`; `secret_file`: made for them."""
     # Children write into a pipe and cannot see that a terminal is at its end.
@@ -34,6 +35,7 @@ def shared_knobs(
     return {
         "redis": {"url": redis_url},
         "kv_transfer": {} if secret_file is None else {"secret_file": secret_file},
+        "decode": {} if export_decode_pools else {"export_pool": False},
         "model": {"path": model_dir, "name": model_name, "dtype": settings.model.dtype},
         "api": {
             "host": settings.api.host,

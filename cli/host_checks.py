@@ -16,10 +16,9 @@ from cli.embedded_redis import find_redis_server
 from cli.gpu_inventory import list_gpus
 from cli.health import is_api_here
 from cli.listen_port import reserve_port
-from messages import ConfigError
+from cli.shm_room import SHM, are_pools_in_shm, shm_room
+from messages import ConfigError, Role
 from settings import Settings
-
-SHM = "/dev/shm"
 
 
 def host_checks(settings: Settings) -> Mapping[str, Check]:
@@ -79,17 +78,17 @@ def shared_memory(settings: Settings) -> Iterator[Finding]:
     from kv_transfer.self_test import self_test
 
     self_test()
-    room = os.statvfs(SHM)
-    free_bytes, total_bytes = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
-    said = f"the transport's self-test passes; {SHM} has {free_bytes / 2**30:.1f} of {total_bytes / 2**30:.1f} GiB free"
-    figures = {"free_bytes": float(free_bytes), "total_bytes": float(total_bytes)}
-    is_pool_here = settings.model.device == "cpu" or not list_gpus()
-    if is_pool_here and settings.kv.num_blocks is None and free_bytes < settings.kv.pool_bytes:
-        remedy = (
-            f"a prefill worker takes {settings.kv.pool_bytes / 2**30:.1f} GiB: lower PDQ_KV__POOL_BYTES, "
-            "or raise the container's shm_size"
-        )
-        yield Finding("shared memory", Verdict.FAIL, said, remedy, figures)
+    room = shm_room()
+    said = f"the transport's self-test passes; {room}"
+    figures = {"free_bytes": float(room.free_bytes), "total_bytes": float(room.total_bytes)}
+    lacking = room.lacks_for(settings, {Role.PREFILL: 1, Role.DECODE: 1}) if are_pools_in_shm(settings) else None
+    more = "lower PDQ_KV__POOL_BYTES, or raise the container's shm_size"
+    pool = f"{settings.kv.pool_bytes / 2**30:.1f} GiB"
+    if lacking is Role.PREFILL:
+        yield Finding("shared memory", Verdict.FAIL, said, f"a prefill worker takes {pool}: {more}", figures)
+    elif lacking is Role.DECODE:
+        remedy = f"a decode worker that is to pass its KV on when it stops takes {pool} besides: {more}"
+        yield Finding("shared memory", Verdict.WARN, said, remedy, figures)
     else:
         yield Finding("shared memory", Verdict.OK, said, figures=figures)
 

@@ -24,9 +24,10 @@ from cli.janitor import Janitor
 from cli.listen_port import reserve_port
 from cli.model import client_name, resolve_in_child
 from cli.screen import Screen
+from cli.shm_room import are_pools_in_shm, shm_room
 from cli.stop_signals import StopSignals
 from cli.supervisor import Supervisor
-from messages import Role, WorkerState, WorkerStatus
+from messages import DeviceError, Role, WorkerState, WorkerStatus
 from settings import Settings
 
 READY_POLL_S = 0.1
@@ -80,9 +81,11 @@ class LocalCluster:
     async def bring_up(self) -> None:
         """Model, Redis, workers and API, banner. Raises StartupError."""
         model_dir = await self.resolve_model()
+        has_room = self.has_room_for_decode_pools()
         url = await self.start_redis()
         name = client_name(self.settings.model, model_dir)
-        knobs = shared_knobs(self.settings, model_dir, name, url, self.screen.is_terminal, self.make_secret())
+        is_terminal = self.screen.is_terminal
+        knobs = shared_knobs(self.settings, model_dir, name, url, is_terminal, self.make_secret(), has_room)
         redis = self.settings.redis.model_copy(update={"url": url})
         async with open_broker(redis, self.settings.queue, self.settings.stream) as broker:
             children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers)]
@@ -108,6 +111,28 @@ class LocalCluster:
             return await resolve_in_child(self.settings.model, self.screen.progress)
         finally:
             self.screen.progress_done()
+
+    def has_room_for_decode_pools(self) -> bool:
+        """Whether decode workers may have their pools in shared memory. Raises DeviceError when not even those of the
+        prefill workers fit."""
+        from kv_transfer.segment import sweep_segments  # torch-free
+
+        if not are_pools_in_shm(self.settings):
+            return True
+        sweep_segments()  # what workers of an earlier run left
+        room = shm_room()
+        lacking = room.lacks_for(self.settings, self.num_workers)
+        pool = f"{self.settings.kv.pool_bytes / 2**30:.1f} GiB"
+        more = "lower PDQ_KV__POOL_BYTES, or give the container more (`--shm-size` of docker run)"
+        if lacking is Role.PREFILL:
+            num_pools = self.num_workers[Role.PREFILL]
+            raise DeviceError(f"{room}; {num_pools} prefill worker(s) take {pool} each: {more}")
+        if lacking is Role.DECODE:
+            self.screen.say(
+                f"{room}, too little for decode workers' pools of {pool} too: the requests of one that is stopped are "
+                f"prefilled again. To spare that, {more}"
+            )
+        return lacking is None
 
     async def start_redis(self) -> str:
         """The URL of the Redis to use; starts one when none was named."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TypeVar
 
 from broker.client import Broker
@@ -17,6 +17,9 @@ from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
+from decode_worker.drain import Drain
+from decode_worker.pool import open_pool
+from decode_worker.running import Running
 from decode_worker.scheduler import Demand, can_admit, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from engine.block_space import BlockSpace
@@ -27,9 +30,11 @@ from engine.model_runner import ModelRunner, alone
 from engine.sampler import Sampled
 from engine.sequence import Sequence
 from engine.threads import on_passing_thread
+from kv_transfer.offers import Offers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import NotAuthentic, Seal, open_seal
 from kv_transfer.segment import sweep_segments
+from kv_transfer.sender import KVSender
 from messages import (
     DecodeJob,
     KVHandle,
@@ -48,17 +53,9 @@ ResultT = TypeVar("ResultT")
 
 MAX_EXPORTS = 1024  # owners that are remembered
 STEP_WINDOW = 32  # steps over which the time of one is taken
+PULL_WINDOW_S = 1.0  # seconds of pulls over which their rate is taken
 SEQUENCE_WINDOW = 32  # sequences over which the share of its max_new_tokens that one makes is taken
 IDLE_WAIT_S = 0.2  # how long an idle loop waits before it shows that it is alive
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A claimed job and its sequence."""
-
-    claim: Claim[DecodeJob]
-    sequence: Sequence
-    is_suspect: bool = False  # workers died on it: its first step is made alone
 
 
 class DecodeWorker:
@@ -75,8 +72,10 @@ class DecodeWorker:
         space: BlockSpace,
         receiver: KVReceiver | ShardReceiver,
         seal: Seal | None = None,
+        sender: KVSender | None = None,
     ) -> None:
-        self.settings, self.broker, self.board = settings, broker, board
+        """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops."""
+        self.settings, self.broker, self.board, self.heartbeat = settings, broker, board, heartbeat
         self.runner, self.pool, self.space, self.receiver = runner, pool, space, receiver
         self.seal = seal or Seal()
         self.block_size = settings.kv.block_size
@@ -84,6 +83,7 @@ class DecodeWorker:
         self.running: list[Running] = []  # oldest first
         self.joining: list[Running] = []  # pulled, in from the next step
         self.num_pulling = 0
+        self.pull_rate = Rolling(PULL_WINDOW_S)  # tokens per second
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.pulling_since: float | None = None  # time.monotonic()
@@ -94,6 +94,9 @@ class DecodeWorker:
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.pull_thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
+        self.can_offer = sender is not None
+        offers = None if sender is None else Offers(sender, space.free, self.seal)
+        self.drain = Drain(settings, broker, board, self.intake, space, offers, self.compute_thread)
 
     async def run(self) -> None:
         """Until `stopping` is set; then hand every running sequence on."""
@@ -106,8 +109,8 @@ class DecodeWorker:
                     self.show()  # what the last step freed
                     await self.wait(self.work_came)
                 await self.step()
+            await self.leave()
             following.cancel()
-            await self.drain()
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -180,7 +183,7 @@ class DecodeWorker:
         if one.sequence.num_blocks(self.block_size) > self.space.num_blocks:
             await self.intake.fail(one.claim, f"the sequence outgrew the KV pool of {self.space.num_blocks} blocks")
         else:
-            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
+            await self.send_back(one.claim, one.attempt)
         self.free(one.sequence)
 
     # -- taking in -----------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ class DecodeWorker:
                 claim, f"the prompt takes {needed} KV blocks, this worker has {self.space.num_blocks}"
             )
             return
-        while not can_admit(needed, self.space.num_free, len(self.running) + len(self.joining)):
+        while not can_admit(needed, self.space.num_free, self.num_here):
             if claim.key in self.cancelled or self.stopping.is_set():
                 break
             if self.intake.is_late(claim):
@@ -249,7 +252,8 @@ class DecodeWorker:
             await self.release(job)
             await self.intake.lost(claim)
             return
-        if self.stopping.is_set():
+        is_room_here = can_admit(needed, self.space.num_free, self.num_here)
+        if self.stopping.is_set() and not (self.can_offer and is_room_here):
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
@@ -270,8 +274,9 @@ class DecodeWorker:
             return
         finally:
             self.pulling_since = None
-        ms = round((time.perf_counter() - started) * 1000, 2)
-        log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=ms)
+        took_s = time.perf_counter() - started
+        self.pull_rate.note(job.kv_handle.num_tokens, took_s)
+        log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         await self.release(job)
         self.joining.append(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
@@ -316,7 +321,12 @@ class DecodeWorker:
     @property
     def num_claimed(self) -> int:
         """Sequences that are ours: running, pulled or being pulled."""
-        return len(self.running) + len(self.joining) + self.num_pulling
+        return self.num_here + self.num_pulling
+
+    @property
+    def num_here(self) -> int:
+        """Sequences whose KV is here: running or pulled."""
+        return len(self.running) + len(self.joining)
 
     @property
     def is_pull_stuck(self) -> bool:
@@ -353,6 +363,7 @@ class DecodeWorker:
     async def follow_cancels(self) -> None:
         """A sequence that was ended from outside leaves at the next step."""
         async for key in self.broker.cancels.listen():
+            self.drain.forget(key)
             self.cancelled.add(key)
             self.work_came.set()
             self.room_came.set()
@@ -371,12 +382,13 @@ class DecodeWorker:
             self.retire(one)
             await self.intake.expire(one.claim)
 
-    async def drain(self) -> None:
+    async def leave(self) -> None:
         """Hand every sequence on: it continues on another worker from its last published token."""
         self.board.state = WorkerState.DRAINING
-        for one in (*self.running, *self.joining):
-            await self.send_back(one.claim, one.claim.attempt if one.is_suspect else 0)
-            self.free(one.sequence)
+        self.heartbeat.wake()  # so that a worker that stops at the same time does not count on us
+        leaving = sorted((*self.running, *self.joining), key=lambda one: one.claim.priority.rank)
+        self.running, self.joining = [], []
+        await self.drain.run(leaving, self.pull_rate.value)
 
 
 async def work(
@@ -388,24 +400,27 @@ async def work(
     listen: Callable[[], asyncio.Event],
 ) -> None:
     """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
-    layout, num_blocks, model, ranks = loaded.layout, loaded.num_blocks, loaded.model, loaded.ranks
+    num_blocks, model, ranks = loaded.num_blocks, loaded.model, loaded.ranks
     seal = open_seal(settings.kv_transfer, log.warning)
-    pool = await on_passing_thread(KVPool.allocate, layout, num_blocks, model.device)
-    receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
-    if ranks is not None:
-        ranks.serve(num_blocks)
-    board.read_transfers = lambda: receiver.counts
-    # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
-    heartbeat.on_tick += [sweep_segments, receiver.prune]
-    try:
+    with ExitStack() as stack:
+        pool, exported = await on_passing_thread(open_pool, settings, board.worker_id, loaded)
+        if exported is not None:
+            stack.enter_context(exported)
+            board.export = seal.seal_export(exported.export)
+        receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
+        stack.callback(receiver.close)
+        if ranks is not None:
+            ranks.serve(num_blocks)
+        board.read_transfers = lambda: receiver.counts
+        # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
+        heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
-        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal)
+        sender = None if exported is None else exported.sender
+        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender)
         worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
         await worker.run()
-    finally:
-        receiver.close()

@@ -2,11 +2,9 @@
 
 from engine.kv_pool import KVPool
 from engine.rank_process import RankProcess, run_rank
+from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
-from kv_transfer.network import start_exporters
 from kv_transfer.self_test import self_test
-from kv_transfer.sender import KVSender
-from kv_transfer.transport import Exporter
 from messages import Role
 
 
@@ -15,22 +13,17 @@ def serve(rank: RankProcess) -> None:
     loaded, settings = rank.loaded, rank.settings.kv_transfer
     driver, place = start_driver(settings, loaded.model.device)
     self_test(driver)
-    exporters: list[Exporter] = []
-    with KVSender.create(
-        f"{rank.worker_id}-{rank.shard.rank}",
-        rank.num_blocks,
-        loaded.layout.block_bytes,
-        loaded.layout.hash(loaded.model.model_hash),
-        settings.max_offers,
+    with ExportedPool(
+        settings,
         driver,
-    ) as sender:
-        try:
-            exporters += start_exporters(settings, sender, driver)
-            export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
-            rank.serve(KVPool.over(loaded.layout, sender.buffer), export)
-        finally:
-            for exporter in exporters:
-                exporter.close()
+        place,
+        worker_id=f"{rank.worker_id}-{rank.shard.rank}",
+        num_blocks=rank.num_blocks,
+        block_bytes=loaded.layout.block_bytes,
+        layout_hash=loaded.layout.hash(loaded.model.model_hash),
+        max_offers=settings.max_offers,
+    ) as exported:
+        rank.serve(KVPool.over(loaded.layout, exported.sender.buffer), exported.export)
 
 
 if __name__ == "__main__":

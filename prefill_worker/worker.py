@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
-
 from broker.client import Broker
-from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
+from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
@@ -28,15 +26,14 @@ from engine.sampler import Sampled
 from engine.sequence import Sequence
 from engine.threads import on_passing_thread
 from kv_transfer.checksum import start_summer
+from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
-from kv_transfer.network import start_exporters
+from kv_transfer.offers import Offers
 from kv_transfer.seal import Seal, open_seal
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
-from kv_transfer.transport import Exporter
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
-from prefill_worker.offers import Offers
 from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
@@ -83,13 +80,21 @@ class PrefillWorker:
     ) -> None:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space = runner, space
-        self.offers = Offers(sender, space, seal or Seal())
+        self.offers = Offers(sender, space.free, seal or Seal())
+        self.blocks_freed = asyncio.Event()
+        self.watch = OfferWatch(
+            broker,
+            board.worker_id,
+            self.offers,
+            settings.kv_transfer.release_check_s,
+            settings.queue.clock_tolerance_s,
+            self.blocks_freed.set,
+        )
         self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
         self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
         self.running: list[Running] = []  # oldest first
         self.rate = Rolling(RATE_WINDOW_S)
         self.cancelled: set[tuple[str, int]] = set()
-        self.blocks_freed = asyncio.Event()
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
@@ -97,8 +102,8 @@ class PrefillWorker:
         """Until `stopping` is set; then give back what is unfinished."""
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(self.collect_releases()),
-                tasks.create_task(self.watch_offers()),
+                tasks.create_task(self.watch.collect_releases()),
+                tasks.create_task(self.watch.follow_sequences()),
                 tasks.create_task(self.follow_cancels()),
             ]
             while not self.stopping.is_set():
@@ -206,7 +211,7 @@ class PrefillWorker:
         # Without our own deliveries: what has been prefilled did not die of it.
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
         if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
-            self.offers.close(offer.handle.transfer_id)
+            self.offers.close(offer.transfer_id)
             self.blocks_freed.set()
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
@@ -283,29 +288,6 @@ class PrefillWorker:
 
     # -- what others tell us -------------------------------------------------------------------------------------
 
-    async def collect_releases(self) -> None:
-        """Decode workers say what they have pulled."""
-        inbox = self.broker.inbox(self.board.worker_id)
-        while True:
-            for release in await inbox.receive(block_ms=1000):
-                if self.offers.close(release.transfer_id):
-                    self.blocks_freed.set()
-
-    async def watch_offers(self) -> None:
-        """Close offers whose sequence went on without them: a release can be lost, an owner can die. And end those
-        that no decode worker took in time."""
-        while True:
-            await asyncio.sleep(self.settings.kv_transfer.release_check_s)
-            offers = list(self.offers)
-            for offer in offers:
-                if is_past(offer.request, now_ms(), self.settings.queue.clock_tolerance_s):
-                    event = deadline_event(offer.request)
-                    await self.broker.requests.finish(*offer.key, event, offer.request.api_id or None)
-            states = await self.broker.requests.states([offer.key for offer in offers])
-            for offer, state in zip(offers, states, strict=True):
-                if (state.finished or state.hop > offer.hop) and self.offers.close(offer.handle.transfer_id):
-                    self.blocks_freed.set()
-
     async def follow_cancels(self) -> None:
         """A finished sequence's offer is closed at once; its computation at the next step."""
         async for key in self.broker.cancels.listen():
@@ -356,37 +338,28 @@ async def work(
     driver, place = start_driver(settings.kv_transfer, loaded.model.device)
     await on_passing_thread(self_test, driver)
     heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
-    sender = KVSender.create(
-        board.worker_id,
-        num_blocks,
-        layout.block_bytes,
-        layout.hash(loaded.model.model_hash),
-        settings.kv_transfer.max_offers,
+    with ExportedPool(
+        settings.kv_transfer,
         driver,
-        start_summer(settings.kv_transfer, loaded.model.device),
-    )
-    exporters: list[Exporter] = []
-    try:
-        exporters += start_exporters(settings.kv_transfer, sender, driver)
-        export = sender.export(place.host_id, place.device, {one.kind: one.address for one in exporters})
-        pool = KVPool.over(layout, sender.buffer)
+        place,
+        worker_id=board.worker_id,
+        num_blocks=num_blocks,
+        block_bytes=layout.block_bytes,
+        layout_hash=layout.hash(loaded.model.model_hash),
+        max_offers=settings.kv_transfer.max_offers,
+        summer=start_summer(settings.kv_transfer, loaded.model.device),
+    ) as exported:
+        pool = KVPool.over(layout, exported.sender.buffer)
         if ranks is None:
             runner = ModelRunner(loaded.model, pool)
         else:
-            others = ranks.serve(num_blocks)
-            for other in others:
-                sender.follow(other)
-            export = msgspec.structs.replace(export, ranks=tuple(others))
+            exported.lead(ranks.serve(num_blocks))
             runner = ModelRunner(loaded.model, pool, ranks.step)
-        board.export = seal.seal_export(export)
+        board.export = seal.seal_export(exported.export)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, sender, seal)
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
         log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
         await worker.run()
-    finally:
-        for exporter in exporters:
-            exporter.close()
-        sender.close()

@@ -25,6 +25,7 @@ from engine.model_runner import PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence as EngineSequence
 from kv_transfer.checksum import BlockSummer
+from kv_transfer.host import host_id
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
@@ -182,7 +183,12 @@ class ScriptedCluster:
     ) -> Member:
         settings = self.settings(num_blocks, 64, max_running)
         board = StatusBoard(Role.DECODE)
-        pool = KVPool.allocate(LAYOUT, num_blocks)
+        sender = KVSender.create(
+            board.worker_id, num_blocks, LAYOUT.block_bytes, LAYOUT_HASH, max_running, summer=BlockSummer()
+        )
+        board.max_running = max_running
+        board.export = seal.seal_export(sender.export(host_id()))
+        pool = KVPool.over(LAYOUT, sender.buffer)
         runner = ScriptedRunner(pool)
         receiver = KVReceiver(LAYOUT_HASH, LAYOUT.block_bytes, summer=BlockSummer())
         heartbeat = Heartbeat(
@@ -195,8 +201,8 @@ class ScriptedCluster:
             on_stall=on_stall,
         )
         space = BlockSpace(num_blocks, 16, prefix_cache=False)
-        worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver, seal)  # type: ignore[arg-type]
-        return self._add(worker, runner, heartbeat, board, num_blocks, receiver=receiver)
+        worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver, seal, sender)  # type: ignore[arg-type]
+        return self._add(worker, runner, heartbeat, board, num_blocks, sender=sender, receiver=receiver)
 
     def _add(
         self,

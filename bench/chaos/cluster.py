@@ -219,7 +219,7 @@ class ChaosCluster:
         pids = {member.pid for member in self.members if member.role in WORKERS}
         ready = [worker for worker in workers if worker.state is WorkerState.READY and worker.pid in pids]
         queues: list[JobQueue[PrefillJob] | JobQueue[DecodeJob]] = [broker.prefill_queue, broker.decode_queue]
-        num_pools = len(self.of(Role.PREFILL))
+        num_pools = sum(len(self.of(role)) for role in WORKERS)
         return Census(
             busy_blocks=sum(worker.num_blocks - worker.free_blocks for worker in ready),
             missing_workers=max(0, len(pids) - len(ready)) + sum(not member.pid for member in self.members),

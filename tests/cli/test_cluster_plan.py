@@ -71,3 +71,16 @@ def test_children_seal_with_the_secret_that_was_made_for_them_or_the_one_that_wa
     assert worker.environment["PDQ_KV_TRANSFER__SECRET_FILE"] == "/state/secret"
     named = shared_knobs(Settings(), Path("/m"), "m", "r")
     assert not any("SECRET" in name for name in environment(named))
+
+
+def test_decode_workers_are_told_to_leave_a_small_shared_memory_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has_room in (True, False):
+        knobs = shared_knobs(Settings(), Path("/m"), "m", "r", export_decode_pools=has_room)
+        (worker, *_) = cluster_children(knobs, {Role.DECODE: 1})
+        with monkeypatch.context() as patched:
+            for name, value in worker.environment.items():
+                if name.startswith("PDQ_DECODE"):
+                    patched.setenv(name, value)
+            assert load_settings().decode.export_pool is has_room

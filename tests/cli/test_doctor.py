@@ -9,7 +9,7 @@ import pytest
 
 from bench.doctor.check import Finding, Verdict, attempt
 from bench.doctor.gpu_checks import GPU_CHECKS
-from cli import host_checks
+from cli import host_checks, shm_room
 from cli.__main__ import main
 from cli.gpu_inventory import Gpu
 from cli.options import settings_from
@@ -99,10 +99,13 @@ def test_no_redis_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pool_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_checks, "list_gpus", list)
+    monkeypatch.setattr(shm_room, "list_gpus", list)
     monkeypatch.setenv("PDQ_KV__POOL_BYTES", str(1 << 60))
     found = only(host_checks.shared_memory(settings_from()))
     assert found.verdict is Verdict.FAIL and "lower PDQ_KV__POOL_BYTES" in found.remedy
+    monkeypatch.setenv("PDQ_KV__POOL_BYTES", str(int(found.figures["free_bytes"]) // 3 * 2))
+    found = only(host_checks.shared_memory(settings_from()))
+    assert found.verdict is Verdict.WARN and "a decode worker" in found.remedy
     monkeypatch.setenv("PDQ_KV__NUM_BLOCKS", "1")
     assert only(host_checks.shared_memory(settings_from())).verdict is Verdict.OK
 

@@ -14,7 +14,7 @@ import redis
 
 from broker.client import open_broker
 from broker.keys import Keys
-from messages import Phase, Priority
+from messages import Phase, Priority, Release
 from settings import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import make_decode_job, make_request
 from tests.secured_redis import ROLES, ROOT, SecuredRedis, make_secrets, secured_redis
@@ -159,6 +159,12 @@ def test_each_role_does_its_part_beside_long_queues_of_every_class(server: Secur
             backlog = await api.requests.create(make_request("last"))
             assert (backlog.prefill_jobs, backlog.prefill_tokens, backlog.decoding) == ((0, 0, 129), (0, 0, 387), 1)
             assert (await api.decode_queue.depths())[Priority.LOW] == 1
+            for owner_id, owner in (
+                ("prefill-1", prefill),
+                ("decode-1", decode),
+            ):  # who offers
+                await decode.inbox(owner_id).send(Release("t"))
+                assert await owner.inbox(owner_id).receive() == [Release("t")]
 
     asyncio.run(main())
 

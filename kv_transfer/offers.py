@@ -1,14 +1,14 @@
 """The blocks this worker has offered and still owns.
 
-An offer is closed by the decode worker's release, by a cancel, or because the sequence has moved on without it (it
-ended, or went to another queue). Knows the sender and the block space; knows nothing of Redis or the model.
+An offer is closed by the release of the decode worker that pulled it, by a cancel, or because the sequence has moved on
+without it (it ended, or went to another queue). Knows the sender and who gets the blocks back; knows no Redis and no
+model.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engine.block_space import BlockSpace
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
 from messages import GenerationRequest, KVHandle
@@ -24,6 +24,11 @@ class Offer:
     hop: int
 
     @property
+    def transfer_id(self) -> str:
+        """The handle's."""
+        return self.handle.transfer_id
+
+    @property
     def key(self) -> tuple[str, int]:
         """(request_id, choice)."""
         return self.request.request_id, self.choice
@@ -32,8 +37,9 @@ class Offer:
 class Offers:
     """Every open offer of this worker."""
 
-    def __init__(self, sender: KVSender, space: BlockSpace, seal: Seal) -> None:
-        self._sender, self._space, self._seal = sender, space, seal
+    def __init__(self, sender: KVSender, free: Callable[[list[int]], None], seal: Seal) -> None:
+        """`free` gets the blocks of every offer that is closed."""
+        self._sender, self._free, self._seal = sender, free, seal
         self._open: dict[str, Offer] = {}
 
     def __len__(self) -> int:
@@ -41,6 +47,10 @@ class Offers:
 
     def __iter__(self) -> Iterator[Offer]:
         return iter(list(self._open.values()))
+
+    def is_open(self, offer: Offer) -> bool:
+        """Whether it has not been closed yet."""
+        return offer.transfer_id in self._open
 
     def checksums(self, block_ids: list[int]) -> tuple[int, ...]:
         """Of filled blocks, for `open`; reads them all."""
@@ -59,7 +69,7 @@ class Offers:
         handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens, checksums)
         handle = self._seal.seal_handle(handle, request.request_id, choice, hop)
         offer = Offer(handle, request, choice, hop)
-        self._open[handle.transfer_id] = offer
+        self._open[offer.transfer_id] = offer
         return offer
 
     def close(self, transfer_id: str) -> bool:
@@ -68,10 +78,10 @@ class Offers:
         if offer is None:
             return False
         self._sender.withdraw(transfer_id)  # first: a pull that is under way must see that the blocks may change
-        self._space.free(offer.handle.block_ids)
+        self._free(offer.handle.block_ids)
         return True
 
     def close_all_of(self, key: tuple[str, int]) -> int:
         """Close every offer made for (request_id, choice); how many there were."""
-        mine = [offer.handle.transfer_id for offer in self._open.values() if offer.key == key]
+        mine = [offer.transfer_id for offer in self._open.values() if offer.key == key]
         return sum(self.close(transfer_id) for transfer_id in mine)
