@@ -3,6 +3,8 @@
 Knows how the HTTP side is put together; opens nothing (services.py does) and serves nothing (server.py does).
 """
 
+from functools import cache, partial
+
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
@@ -10,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from api import errors, lightllm_routes, request_routes, status_routes
 from api.head_bound import HeadBound
 from api.key_gate import KeyGate
+from api.openapi import described
 from api.request_id import RequestId
 from api.services import Services
 from messages import RequestError
@@ -30,4 +33,5 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(lightllm_routes.router)
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
+    app.openapi = cache(partial(described, app.openapi, services.settings.api))  # type: ignore[method-assign]
     return app

@@ -34,8 +34,16 @@ class Cancels:
                     await pubsub.subscribe(self._channel)
                     while True:
                         message = await pubsub.get_message(timeout=_POLL_S)
-                        if message is not None:
-                            yield parse_member(message["data"])
+                        if message is not None and (key := _key_of(message["data"])) is not None:
+                            yield key
             except (ConnectionError, TimeoutError) as error:
                 log.warning("cancels_interrupted", error=str(error))
                 await asyncio.sleep(_RECONNECT_S)
+
+
+def _key_of(data: bytes) -> tuple[str, int] | None:
+    try:
+        return parse_member(data)
+    except ValueError:
+        log.warning("cancel_undecodable", num_bytes=len(data))
+        return None

@@ -53,7 +53,8 @@ class Heartbeat:
         self._longest_beat_s = queue_settings.lease_s + queue_settings.heartbeat_s
         # The next beat is the retry; a beat that hangs longer than half a lease would cost the lease.
         self._redis = open_sync_redis(redis_settings, timeout_s=queue_settings.lease_s / 2)
-        self._held: set[tuple[str, bytes]] = set()  # (queue, entry id); ids of two classes may be equal
+        # By queue and entry id (ids of two classes may be equal), as it was delivered to us.
+        self._held: dict[tuple[str, bytes], QueueEntry[PrefillJob] | QueueEntry[DecodeJob]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -89,17 +90,19 @@ class Heartbeat:
     def hold(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
         """Renew this entry from the next beat on."""
         with self._lock:
-            self._held.add(self._place(entry))
+            self._held[self._place(entry)] = entry
 
     def drop(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> None:
-        """Renew it no more; harmless when it is not held."""
+        """Renew it no more; harmless when it is not held, or was delivered to us once more since."""
         with self._lock:
-            self._held.discard(self._place(entry))
+            if self._held.get(self._place(entry)) == entry:
+                del self._held[self._place(entry)]
 
     def holds(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> bool:
-        """Whether the entry is being renewed; one that another worker reclaimed no longer is."""
+        """Whether the entry is being renewed; one that another worker reclaimed no longer is, even if we have it back
+        by another delivery."""
         with self._lock:
-            return self._place(entry) in self._held
+            return self._held.get(self._place(entry)) == entry
 
     def held(self) -> set[tuple[str, bytes]]:
         """(queue's key, entry id) of everything that is being renewed."""
@@ -129,7 +132,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         """Whether Redis heard it."""
         with self._lock:
-            held = list(self._held)
+            held = dict(self._held)
         try:
             lost: list[int] = load_script("heartbeat").run_sync(
                 self._redis,
@@ -157,6 +160,10 @@ class Heartbeat:
         self._failing = False
         if lost:
             log.info("lease_lost", entries=len(lost))
+            places = list(held)
             with self._lock:
-                self._held.difference_update(held[number - 1] for number in lost)
+                for place in (places[number - 1] for number in lost):
+                    # What was lost when Redis looked may have been delivered to us again since.
+                    if self._held.get(place) is held[place]:
+                        del self._held[place]
         return True

@@ -9,7 +9,10 @@ from redis.asyncio import Redis
 
 from broker.job_queue import MAX_BLOCK_MS
 from broker.keys import Keys
-from messages import Release, decode, encode
+from messages import Release, WireError, decode, encode
+from telemetry import get_logger
+
+log = get_logger()
 
 _EXPIRE_S = 60  # after the last send
 _MAX_ENTRIES = 8192
@@ -41,5 +44,8 @@ class Inbox:
         for _, rows in streams or []:
             for entry_id, fields in rows:
                 self._position = entry_id
-                releases.append(decode(fields[b"release"], Release))
+                try:
+                    releases.append(decode(fields.get(b"release", b""), Release))
+                except WireError as error:  # the owner's own check of its offers finds what it was about
+                    log.warning("release_undecodable", entry_id=entry_id.decode(), error=str(error))
         return releases

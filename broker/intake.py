@@ -14,7 +14,7 @@ from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
 from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
 from broker.request_log import Append, Taken
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent
+from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WireError
 from settings import QueueSettings
 from telemetry import get_logger
 
@@ -98,7 +98,14 @@ class Intake(Generic[JobT]):
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
-            taken = await self._broker.requests.take(entry.job, self._phase)
+            try:
+                taken = await self._broker.requests.take(entry.job, self._phase)
+            except WireError as error:
+                # Of the record or the tokens. Raised, it would end us, and one worker after the other after us.
+                log.error("request_undecodable", request_id=entry.job.request_id, error=str(error))
+                self._heartbeat.drop(entry)
+                await self._queue.refuse(entry, "a worker could not read the request; are versions mixed?")
+                continue
             if taken is None:  # finished, cancelled, or left over from a hand-over that already happened
                 await self._let_go(entry)
                 continue

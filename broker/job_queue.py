@@ -101,6 +101,11 @@ class JobQueue(Generic[JobT]):
         """
         await self._remove([(entry.priority, entry.entry_id) for entry in entries])
 
+    async def refuse(self, entry: "QueueEntry[JobT]", why: str) -> None:
+        """End the choice of an entry that no worker of ours can do anything about, and remove it."""
+        await self._refuse(entry.job.request_id, entry.job.choice, why)
+        await self._remove([(entry.priority, entry.entry_id)])
+
     async def reclaim(
         self,
         worker_id: str,

@@ -29,7 +29,7 @@ class Registry:
             try:
                 statuses.append(decode(data, WorkerStatus))
             except WireError as error:
-                log.warning("worker_status_undecodable", worker_id=worker_id.decode(), error=str(error))
+                log.warning("worker_status_undecodable", worker_id=worker_id.decode(errors="replace"), error=str(error))
         return sorted(statuses, key=lambda status: status.worker_id)
 
     async def find(self, worker_id: str) -> WorkerStatus | None:

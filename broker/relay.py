@@ -115,15 +115,15 @@ class RelayReader:
 
     def _dispatch(self, fields: dict[bytes, bytes]) -> None:
         for name, data in fields.items():
-            member, _, index = name.rpartition(b":")
+            member, _, number = name.rpartition(b":")
             if subscriptions := self._subscriptions.get(member):
                 try:
-                    event = decode(data, TokenEvent)
-                except WireError as error:
+                    index, event = int(number), decode(data, TokenEvent)
+                except (WireError, ValueError) as error:
                     log.error("event_undecodable", member=member.decode(), error=str(error))
                     continue
                 for subscription in subscriptions:
-                    subscription.deliver(int(index), event)
+                    subscription.deliver(index, event)
                     if subscription.is_behind:
                         self._gap.set()
 
@@ -138,7 +138,7 @@ class RelayReader:
             self._gap.clear()
             try:
                 await self._fill()
-            except (*REDIS_AWAY, WireError) as error:
+            except REDIS_AWAY as error:
                 log.warning("relay_recheck_failed", error=str(error))
                 await asyncio.sleep(_RECONNECT_S)
 
@@ -152,29 +152,53 @@ class RelayReader:
         ]
         if not due:
             return
+        # What comes while we read says nothing of a record that was not there before: it may just have been created.
+        was_seen = [each.is_seen for each in due]
         # First whether it has ended, then what it says: an end seen here is among the events read after.
         states = await self._requests.states([(each.request_id, each.choice) for each in due])
         positions: dict[tuple[str, int], int] = {}
         for each in due:
             place = (each.request_id, each.choice)
             positions[place] = min(positions.get(place, each.next_index - 1), each.next_index - 1)
-        events = await self._requests.read_many(positions)
+        events = await self._read(positions)
         num_filled = 0
-        for subscription, state in zip(due, states, strict=True):
+        for subscription, state, seen in zip(due, states, was_seen, strict=True):
             subscription.heard_s = time.monotonic()
             before = subscription.next_index
-            for index, event in events[subscription.request_id, subscription.choice]:
+            published = events[subscription.request_id, subscription.choice]
+            if published is None:
+                error = "the request's tokens cannot be read; are versions mixed?"
+                subscription.end(TokenEvent(finish_reason=FinishReason.ERROR, error=error, error_status=500))
+            for index, event in published or ():
                 subscription.deliver(index, event)
-            num_filled += subscription.next_index - before
+            num_new = subscription.next_index - before
+            num_filled += num_new
             subscription.is_seen |= state.is_known
-            subscription.num_unknown = 0 if state.is_known else subscription.num_unknown + 1
-            is_lost = subscription.is_seen or subscription.num_unknown >= _LOST_AFTER_CHECKS
+            subscription.num_unknown = 0 if state.is_known or num_new else subscription.num_unknown + 1
+            is_lost = seen or state.is_known or subscription.num_unknown >= _LOST_AFTER_CHECKS
             if state.finished and not subscription.is_ended and is_lost:
                 log.error("request_lost", request_id=subscription.request_id, choice=subscription.choice)
                 error = "the request's record is gone from Redis"
                 subscription.end(TokenEvent(finish_reason=FinishReason.ERROR, error=error, error_status=500))
         if num_filled:
             await self._rewind_if_reset()
+
+    async def _read(
+        self, positions: dict[tuple[str, int], int]
+    ) -> dict[tuple[str, int], list[tuple[int, TokenEvent]] | None]:
+        """What was published after the positions; None for a choice of which something cannot be read."""
+        try:
+            return {**await self._requests.read_many(positions)}
+        except WireError:
+            pass
+        events: dict[tuple[str, int], list[tuple[int, TokenEvent]] | None] = {}
+        for place, after in positions.items():
+            try:
+                events[place] = await self._requests.read(*place, after)
+            except WireError as error:  # of this one alone: the others are not to wait for ever behind it
+                log.error("event_undecodable", member=member_of(*place), error=str(error))
+                events[place] = None
+        return events
 
     async def _rewind_if_reset(self) -> None:
         """Events came that the relay did not bring: maybe its ids began anew, below our position."""

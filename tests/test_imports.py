@@ -45,6 +45,10 @@ MAY_IMPORT_UNDER: dict[str, set[str]] = {
         "telemetry",
     },
     "bench/doctor": {"kernels", "engine", "kv_transfer"},
+    # Those who read what comes through Redis.
+    "bench/chaos/fuzz.py": {"broker", "kv_transfer"},
+    # A cluster in one thread: the rooms' own loops, stepped.
+    "bench/chaos/protocol": {"broker", "engine", "kv_transfer", "prefill_worker", "decode_worker"},
     "cli/doctor.py": {"bench"},
     "cli/host_checks.py": {"bench", "kernels"},
 }

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from broker.client import Broker, open_sync_redis
 from broker.heartbeat import Heartbeat
-from messages import Role, WorkerState, WorkerStatus
+from broker.job_queue import QueueEntry
+from messages import PrefillJob, Role, WorkerState, WorkerStatus
 from settings import QueueSettings, RedisSettings
 from tests.broker.samples import eventually, make_request
 from tests.conftest import OpenTestBroker, RedisServer
@@ -213,5 +215,51 @@ def test_leases_do_not_run_out_while_redis_is_away(
 
             await eventually(is_reclaimed)
             assert asyncio.get_running_loop().time() - resumed_at > 0.9 * settings.lease_s
+
+    asyncio.run(main())
+
+
+def test_an_entry_that_was_lost_and_came_back_is_renewed(
+    open_test_broker: OpenTestBroker, redis_settings: RedisSettings
+) -> None:
+    """The answer to a beat says what was lost when Redis looked; by the time it arrives it may be ours again."""
+    settings = QueueSettings(lease_s=0.001)
+
+    async def main() -> None:
+        async with open_test_broker(queue=settings) as broker:
+            await broker.requests.create(make_request(), max_waiting=10)
+            (entry,) = await broker.prefill_queue.take("w", 1)
+            heartbeat = Heartbeat(redis_settings, SETTINGS, "w", Role.PREFILL, lambda: make_status("w"))
+            heartbeat.hold(entry)
+
+            async def reclaim(worker_id: str) -> QueueEntry[PrefillJob]:
+                while not (entries := await broker.prefill_queue.reclaim(worker_id, 1)):  # noqa: ASYNC110 - its lease
+                    await asyncio.sleep(0.002)
+                return entries[0]
+
+            await reclaim("other")
+            real, again = heartbeat._redis, await reclaim("other")  # whose lease is over at once, too
+
+            class Late:
+                """Answers only when the worker has taken the entry back."""
+
+                def evalsha(self, *arguments: Any) -> Any:
+                    lost = real.evalsha(*arguments)
+                    heartbeat.hold(again)
+                    return lost
+
+                def eval(self, *arguments: Any) -> Any:
+                    lost = real.eval(*arguments)
+                    heartbeat.hold(again)
+                    return lost
+
+            heartbeat._redis = Late()  # type: ignore[assignment]
+            assert heartbeat._beat()
+            assert heartbeat.holds(again) and not heartbeat.holds(entry)
+            heartbeat.drop(entry)  # by whoever still works on the first delivery, and hears that it is fenced
+            assert heartbeat.holds(again)
+            heartbeat._redis = real
+            assert heartbeat._beat()  # and now it really is the other's
+            assert not heartbeat.holds(again)
 
     asyncio.run(main())

@@ -1,6 +1,7 @@
 """How a worker comes by the jobs of a dead one."""
 
 import asyncio
+from typing import Any
 
 from broker.intake import Intake
 from messages import Phase
@@ -68,5 +69,30 @@ def test_a_job_is_a_suspect_before_its_last_chance_and_then_the_last_that_is_tak
                 await eventually(are_all_there)
                 assert all(True not in suspects[:-1] for suspects in taken)
                 assert sorted(suspect for suspects in taken for suspect in suspects) == [False, False, True]
+
+    asyncio.run(main())
+
+
+def test_a_record_that_cannot_be_read_ends_its_choice_and_nobody_else(
+    open_test_broker: OpenTestBroker, redis_settings: RedisSettings
+) -> None:
+    """Raised, it would end this worker, and after the lease the next one."""
+
+    async def main() -> None:
+        async with open_test_broker(queue=SETTINGS) as broker:
+            for request_id in ("record", "tokens", "whole"):
+                await broker.requests.create(make_request(request_id), max_waiting=10)
+            await broker.redis.hset(broker.keys.record("record"), "request", b"\x02another version")
+            await broker.redis.xadd(broker.keys.tokens("tokens", 0), {"event": b"\x02another version"}, id="1-0")
+            with beating(redis_settings, settings=SETTINGS) as heartbeat:
+                intake = Intake(broker, broker.prefill_queue, heartbeat, "w", Phase.PREFILLING, SETTINGS)
+                (claim,) = await intake.next_claims(4, 0)
+                assert claim.job.request_id == "whole"
+                left: Any = await broker.redis.xrange(broker.keys.prefill_queue())
+                assert [entry_id for entry_id, _ in left] == [claim.entry.entry_id]
+                assert heartbeat.held() == {(broker.keys.prefill_queue(), claim.entry.entry_id)}
+            assert await broker.requests.is_finished("record", 0) and await broker.requests.is_finished("tokens", 0)
+            ((_, event),) = await broker.requests.read("record", 0)
+            assert event.error_status == 500 and "are versions mixed?" in event.error
 
     asyncio.run(main())

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -183,5 +184,50 @@ def test_a_request_that_redis_lost_ends_with_an_error(
             following = reader.open("next", 0)
             assert await broker.requests.finish("next", 0, ABORT, API_ID)
             assert await collect(following) == [(0, ABORT)]
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_created_while_the_relay_looks_for_it_is_not_lost(open_test_broker: OpenTestBroker) -> None:
+    """A check that found no record and then, in its second round trip, events: they show that there is one now."""
+
+    async def main() -> None:
+        async with open_test_broker(stream=QUICK) as broker:
+            reader = RelayReader(broker, API_ID)
+            subscription = reader.open("request", 0)
+            real = reader._requests.states
+
+            async def states(places: Any) -> Any:
+                before = await real(places)
+                _, taken = await begin(broker)
+                await broker.requests.append([make_append(taken, 0)])
+                return before
+
+            with patch.object(reader._requests, "states", states):
+                subscription.heard_s = 0.0
+                await reader._fill()
+            assert subscription.get_nowait()[1].token_id == 100
+            assert not subscription.is_ended
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_read_ends_its_own_subscription_and_no_other(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker(stream=QUICK) as broker, reading(broker) as reader:
+            broken, whole = reader.open("broken", 0), reader.open("whole", 0)
+            _, taken = await begin(broker, "broken")
+            _, other = await begin(broker, "whole")
+            # Nothing of it comes by the relay: both have to be fetched, in one round trip.
+            await broker.requests.append([make_append(other, 0, api_id=""), make_append(other, 1, STOP, api_id="")])
+            await broker.redis.xadd(broker.keys.tokens("broken", 0), {"event": b"\x01nonsense"}, id="1-0")
+            await broker.redis.xadd(
+                broker.keys.relay(API_ID), {b"broken:0:0": b"nonsense", b"broken:0:first": encode(STOP), b"x": b"y"}
+            )
+            assert [event.finish_reason for _, event in await collect(whole)] == [None, FinishReason.STOP]
+            ((index, event),) = await collect(broken)
+            assert (index, event.error_status, event.finish_reason) == (0, 500, FinishReason.ERROR)
+            assert "cannot be read" in event.error
+            assert taken.request.request_id == "broken"
 
     asyncio.run(main())

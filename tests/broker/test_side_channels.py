@@ -71,3 +71,36 @@ def test_cancels_tell_what_was_finished_and_reconnect(
                 listener.cancel()
 
     asyncio.run(main())
+
+
+def test_what_is_no_release_is_passed_over(open_test_broker: OpenTestBroker) -> None:
+    """It would end the worker that reads it, and then the next one."""
+
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            inbox = broker.inbox("w")
+            key = broker.keys.inbox("w")
+            await broker.redis.xadd(key, {"release": b"\x01nonsense"})
+            await broker.redis.xadd(key, {"other": b""})
+            await inbox.send(Release("t0"))
+            assert await inbox.receive() == [Release("t0")]
+            assert await inbox.receive() == []
+
+    asyncio.run(main())
+
+
+def test_what_names_no_choice_is_passed_over(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker, aclosing(broker.cancels.listen()) as cancels:
+            heard = asyncio.ensure_future(anext(cancels))
+
+            async def is_listening() -> bool:
+                return await num_listeners(broker) == 1
+
+            await eventually(is_listening)
+            for nonsense in (b"", b"request", b"request:first", b"\xff:0"):
+                await broker.redis.publish(broker.keys.cancels(), nonsense)
+            await broker.redis.publish(broker.keys.cancels(), b"request:0")
+            assert await asyncio.wait_for(heard, 5) == ("request", 0)
+
+    asyncio.run(main())
