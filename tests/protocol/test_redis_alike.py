@@ -19,6 +19,7 @@ ENTRY_ID = re.compile(rb"\d{10,}-\d+")
 MAX_ID_WORD = 40
 RECLAIM = load_script("reclaim").sha1.encode()
 NOT_ASKED = {b"SUBSCRIBE", b"UNSUBSCRIBE"}
+LIVE = load_script("live_workers")
 
 
 class Twin:
@@ -48,6 +49,8 @@ class Twin:
             self.compare(command, answer, real)
         elif self.transaction is not None:
             self.transaction.append(command)
+        elif command[1:2] in ([LIVE.sha1.encode()], [LIVE.source.encode()]):
+            self.forget_all_but(answer)
         else:
             if command[1:2] == [RECLAIM]:
                 self.num_reclaimed += len(answer) if isinstance(answer, list) else 0
@@ -62,6 +65,15 @@ class Twin:
             return error
         finally:
             self.client.connection_pool.release(connection)
+
+    def forget_all_but(self, live: Any) -> None:
+        """Who is alive is for the clock to say, which the servers do not share: whoever is not here is not there."""
+        if not isinstance(live, list):
+            return  # the server does not know the script yet
+        keys = self.world.keys
+        for gone in set(self.client.hkeys(keys.workers())) - set(live[::2]):
+            self.client.hdel(keys.workers(), gone)
+            self.client.zrem(keys.worker_leases(), gone)
 
     def translated(self, word: bytes) -> bytes:
         """With the ids that the real server knows; some are part of a longer word."""
@@ -110,7 +122,7 @@ def live(seed: int, server: RedisServer) -> Twin:
         for queue in world.queues:
             client.xgroup_create(queue, GROUP, id="0", mkstream=True)
         twin = Twin(client, world)
-        while world.num_events < 900 and world.clock.now_s < MAX_S - 3 * LEASE_S:
+        while world.num_events < 1300 and world.clock.now_s < MAX_S - 3 * LEASE_S:
             kind = source.choices(kinds, weights)[0]
             if kind.name == "serve" and reclaims(world):
                 twin.age(world.queues)
