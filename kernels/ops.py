@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build, packed_linear, reference
-from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
+from kernels.cpu_linear import FloatLinear, PanelLinear, PanelWeight
+from kernels.cpu_ops import SUFFIXES, CpuOps
 from kernels.packed_linear import TwofoldWeight
+from kernels.panels import Packer, PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
-LinearWeight = Tensor | TwofoldWeight | PanelWeight | QuantizedWeight
+LinearWeight = Tensor | TwofoldWeight | PanelWeight | PanelMatrix | QuantizedWeight
 
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
@@ -43,6 +45,8 @@ class Ops:
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
     takes_quantized: bool = False
+    # What packs weights of 8 and 4 bits that `linear` takes too, where it does.
+    packer: Packer | None = None
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -75,14 +79,10 @@ def plain_ops(device: torch.device, dtype: torch.dtype) -> Ops:
 def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     """The C++ kernels of `kernels/cpu/`: float32 or bfloat16 on this machine's CPU."""
     kernels = CpuOps(library, dtype)
-    pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
-    linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
-    if packed_linear.has_bfloat16_units(dtype):
-        # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
-        pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
+    linears = FloatLinear(library) if dtype == torch.float32 else PanelLinear(library)
     return Ops(
-        pack_linear=pack,
-        linear=linear,
+        pack_linear=linears.pack,
+        linear=linears.linear,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         rope=kernels.rope,
@@ -91,4 +91,5 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
+        packer=linears.packer if isinstance(linears, PanelLinear) else None,
     )

@@ -27,7 +27,7 @@ int64_t quantized_row_bytes(int64_t ins) {
 
 const Tiles& tiles() {
     switch (isa()) {
-
+        case AMX: return TABLE<amx::bf16_product, avx512_vnni::int8_product, avx512_vnni::int4_product>;
         case AVX512_BF16: return TABLE<avx512_bf16::bf16_product, avx512_vnni::int8_product, avx512_vnni::int4_product>;
         case AVX512_VNNI: return TABLE<avx512::bf16_product, avx512_vnni::int8_product, avx512_vnni::int4_product>;
         case AVX512: return TABLE<avx512::bf16_product, avx512::int8_product, avx512::int4_product>;
