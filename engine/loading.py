@@ -17,9 +17,11 @@ from engine.ranks import Ranks
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from kernels import cpu_build
+from kernels.panels import Kind
 from messages import DeviceError, Role
 from settings import Settings
 
+KINDS = {"int8": Kind.INT8, "int4": Kind.INT4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,7 +65,14 @@ def load_part(
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)
-    model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"), communicator)
+    model = load_model(
+        model_dir,
+        dtype,
+        device,
+        lambda share: report(f"loading weights {share:.0%}"),
+        communicator,
+        KINDS.get(settings.model.weights),
+    )
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":
         report(
