@@ -34,7 +34,7 @@ struct Bf16Product {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t ahead) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* weight = panels + panel * size + first_pair * 2 * PANEL;
         float* to = c + row * c_stride + panel * PANEL;
@@ -50,6 +50,7 @@ struct Bf16Product {
 #pragma GCC unroll 16
             for (int p = 0; p < PANELS; p++)
                 weights[p] = (__m512bh)_mm512_loadu_si512(weight + p * size);
+            if (PANELS == 1 && ROWS > 4) _mm_prefetch(reinterpret_cast<const char*>(weight + ahead * 2 * PANEL), _MM_HINT_T0);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const __m512bh pair = pair_of(from[r]);
