@@ -1,4 +1,4 @@
-"""Launchers of the C++ kernels: the entries of the ops table on a CPU with AVX2, for float32 and bfloat16.
+"""Launchers of the C++ kernels but for linears: entries of the ops table on a CPU with AVX2, for float32 and bfloat16.
 
 Each takes and returns what its twin in `kernels/reference.py` does, checks types and strides, and hands pointers over.
 ctypes lets go of the GIL meanwhile. The threads are torch's: its OpenMP runtime, as many as `torch.set_num_threads`

@@ -1,4 +1,4 @@
-"""The CPU's products with panels beside what the machine reads and what oneDNN multiplies, per kind and instruction set.
+"""The CPU's products with panels beside what the machine reads and oneDNN multiplies, per kind and instruction set.
 
     python -m bench.kernels.cpu_products [--threads 1]
 
@@ -67,7 +67,7 @@ def main() -> None:
         seconds: dict[tuple[str, str, int], float] = {}
         read_s = float("inf")
         for _ in range(options.rounds):
-            read_s = min(read_s, _timed(lambda: read.sum()))
+            read_s = min(read_s, _timed(read.sum))
             for (kind_name, isa_name), case in cases.items():
                 for rows, run in case.items():
                     key = (kind_name, isa_name, rows)

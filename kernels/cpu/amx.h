@@ -81,14 +81,15 @@ void multiply_tiles() {
             float chains[2] = {0, 0};
             for (int k = 0; k < 16; k++)
                 for (int place = 0; place < 2; place++)
-                    chains[place] = __builtin_fmaf(half(x[row][k], place), half(weights[k][column], place), chains[place]);
+                    chains[place] =
+                        __builtin_fmaf(half(x[row][k], place), half(weights[k][column], place), chains[place]);
             sums[row][column] += chains[0] + chains[1];
         }
 }
 #else
 
 inline void configure(const TileConfig& config) {
-    asm volatile("" ::: "memory");  // gcc 12 thinks that the instruction reads no memory, and drops the stores before it
+    asm volatile("" ::: "memory");  // gcc 12 takes it for no read, and drops the stores before it
     _tile_loadconfig(&config);
 }
 inline void release() { _tile_release(); }

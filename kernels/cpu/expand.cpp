@@ -79,7 +79,8 @@ void avx2::expand(const Matrix& matrix, int64_t first, int64_t panels, uint16_t*
         return;
     }
     for (int64_t group = 0; group < groups; group++, from += matrix.group_bytes(), out += GROUP * PANEL)
-        for (int half = 0; half < 2; half++) matrix.kind == INT8 ? expand_int8(from, half, out) : expand_int4(from, half, out);
+        for (int half = 0; half < 2; half++)
+            matrix.kind == INT8 ? expand_int8(from, half, out) : expand_int4(from, half, out);
 }
 
 }  // namespace pdq

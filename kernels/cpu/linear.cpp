@@ -145,23 +145,26 @@ int threads_for(int64_t rows, int64_t ins, int64_t outs, int threads) {
     return one_thread_s < WAKE_S ? 1 : threads;
 }
 
-void linear(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out, int64_t rows, int64_t ins,
-            int64_t outs, int threads) {
+void linear(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out, int64_t rows,
+            int64_t ins, int64_t outs, int threads) {
     thread_local Rows scratch;
     const int64_t stride = (ins + X_ALIGN - 1) / X_ALIGN * X_ALIGN + X_ALIGN;
     const int64_t num_panels = (outs + PANEL - 1) / PANEL;
     float* floats = scratch.of(rows * stride);
     threads = threads_for(rows, ins, outs, threads);
     const Job job{floats, stride, weight, bias, out, rows, ins, outs};
+    const auto copy = [=](int64_t row) {
+        std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
+    };
     const int64_t block_rows =
         std::max<int64_t>(2, X_BLOCK_BYTES / (stride * int64_t(sizeof(float)) * MAX_ROWS)) * MAX_ROWS;
     if (rows < 16)
-        for (int64_t row = 0; row < rows; row++) std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
+        for (int64_t row = 0; row < rows; row++) copy(row);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         if (rows >= 16) {
 #pragma omp for schedule(static)
-            for (int64_t row = 0; row < rows; row++) std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
+            for (int64_t row = 0; row < rows; row++) copy(row);
         }
         const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
         const int64_t first = num_panels * me / team, last = num_panels * (me + 1) / team;

@@ -1,8 +1,8 @@
 // A product cut into tiles of a few rows and panels that registers hold. Include it after the target pragma: what is
 // here is compiled for the instruction set of the file that includes it, and is that file's own.
 //
-// Few rows take one panel at a time, so that memory is read as one stream: the hardware's own prefetch follows it at
-// the speed of memory (Zen 4: 31 to 33 GB/s of 32; four panels at once 14 to 22, prefetch instructions 22 to 29). With
+// Few rows take one panel at a time, so that memory is read as one stream: at one row the hardware's own prefetch
+// follows it at the speed of memory (Zen 4: 31 to 33 GB/s of 32; four panels at once 14 to 22, prefetch 22 to 29). With
 // many rows the same x serves several panels.
 #pragma once
 
@@ -39,10 +39,15 @@ constexpr int64_t FEW_TILES = 4;
 // weights (16 rows of 576 inputs: 202 GFLOP/s without, 230 with), of many rows the weights alone, in the second.
 constexpr int64_t FEW_ROWS_INPUTS = 256, MANY_ROWS_INPUTS = 2048;
 
+// Where computing takes about as long as reading, what comes next has to be fetched, or the one waits for the other.
+constexpr int64_t INPUTS_AHEAD = 128;
+
 // Of P: MAX_ROWS, STEP_INPUTS, panels_at_once(rows, is_many), and
-// tile<ROWS, PANELS>(row, panel, first step, last step), which goes on from c when the first step is not 0.
+// tile<ROWS, PANELS>(row, panel, first step, last step, steps ahead to fetch), which goes on from c when the first step
+// is not 0.
 template <class P, int ROWS, bool IS_MANY>
-void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step, int64_t ahead) {
+void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step,
+                  int64_t ahead) {
     constexpr int AT_ONCE = P::panels_at_once(ROWS, IS_MANY);
     for (; panel + AT_ONCE <= end_panel; panel += AT_ONCE)
         product.template tile<ROWS, AT_ONCE>(row, panel, step, end_step, ahead);
@@ -75,7 +80,8 @@ void blocks(const P& product, int64_t rows, int64_t tiles, int64_t panels, int64
 template <class P>
 void multiply(const P& product, int64_t rows, int64_t panels, int64_t steps) {
     const int64_t tiles = (rows + P::MAX_ROWS - 1) / P::MAX_ROWS;
-    if (tiles == 1) return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, 0);
+    const int64_t ahead = rows > 4 ? INPUTS_AHEAD / P::STEP_INPUTS : 0;
+    if (tiles == 1) return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, ahead);
     if (tiles <= FEW_TILES) return blocks<P, false>(product, rows, tiles, panels, steps);
     blocks<P, true>(product, rows, tiles, panels, steps);
 }

@@ -1,5 +1,5 @@
-// Eight floats at a time from and to memory that holds float or bfloat16. AVX2, FMA and F16C from here to the file's end:
-// include it after every other header. Rounding to bfloat16 is to nearest, ties to even; NaN stays NaN.
+// Eight floats at a time from and to memory that holds float or bfloat16. AVX2, FMA and F16C from here to the file's
+// end: include it after every other header. Rounding to bfloat16 is to nearest, ties to even; NaN stays NaN.
 #pragma once
 
 #include <immintrin.h>

@@ -4,8 +4,8 @@
 // serves every instruction set and may be kept in a file that all workers of a host map. By kind, a panel is
 //   BF16  [inputs / 2][16 outputs][2]: what AVX512-BF16 and AMX multiply by as it stands
 //   INT8  [groups] of [8][16 outputs][4 inputs] int8, then [16] float16 scales: 544 bytes
-//   INT4  [groups] of [4][16 outputs][4 inputs], the low nibble input 8 j + i and the high one 8 j + 4 + i of the group,
-//         then [16] float16 scales and [16] float16 minima: 320 bytes. weight = scale * nibble + minimum
+//   INT4  [groups] of [4][16 outputs][4 inputs], the low nibble input 8 j + i, the high one 8 j + 4 + i of the group, then
+//         [16] float16 scales and [16] float16 minima: 320 bytes. weight = scale * nibble + minimum
 // and so is read as one stream.
 //
 // Every output is one chain over its inputs in order, whatever rows and panels it is computed beside. So a row's result
@@ -35,8 +35,12 @@ struct Matrix {
 };
 
 // c[r * c_stride + 16 * p + o] = row r . output o of panel first + p, in float, without bias. Outputs beyond `outs` are
-// padding: zeros, where x is finite. x_stride in bytes. x is what a matrix of its kind is multiplied by. For BF16 the bfloat16 rows themselves, each `groups() * GROUP` long and
-// zero beyond `ins`. For INT8 and INT4 rows as `quantize_row` leaves them, each `quantized_row_bytes(ins)` long.
+// padding: zeros, where x is finite. x is what a matrix of its kind is multiplied by: for BF16 the bfloat16 rows
+// themselves, each `groups() * GROUP` long and zero beyond `ins`; for INT8 and INT4 rows as `quantize_row` leaves them,
+// each `quantized_row_bytes(ins)` long. x_stride in bytes.
+//
+// For INT8 and INT4 all instruction sets give the same bits. For BF16 each has its own: AVX2 and AVX512 the same chain of
+// fused multiply-adds, AVX512_BF16 and AMX what their instructions do, which also take denormals for zero.
 using Product = void(const void* x, int64_t x_stride, int64_t rows, const Matrix& matrix, int64_t first, int64_t panels,
                      float* c, int64_t c_stride);
 

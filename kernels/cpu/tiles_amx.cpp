@@ -57,7 +57,7 @@ struct AmxProduct {
                 multiply_tiles<2, 5, 6>();
                 if constexpr (HAS_PANEL) multiply_tiles<3, 5, 7>();
             } else {
-                // As fast as memory: a load of a tile is 16 lines at once, which the hardware's prefetch comes too late for.
+                // As fast as memory: a load of a tile is 16 lines at once, too many for the hardware's prefetch.
                 for (int panel_ahead = 0; panel_ahead < PANELS; panel_ahead++)
                     for (int64_t line = 0; line < STEP_BYTES; line += 64)
                         _mm_prefetch(weight + panel_ahead * panel_bytes + BYTES_AHEAD + line, _MM_HINT_T0);

@@ -50,7 +50,8 @@ struct Bf16Product {
 #pragma GCC unroll 16
             for (int p = 0; p < PANELS; p++)
                 weights[p] = (__m512bh)_mm512_loadu_si512(weight + p * size);
-            if (PANELS == 1 && ROWS > 4) _mm_prefetch(reinterpret_cast<const char*>(weight + ahead * 2 * PANEL), _MM_HINT_T0);
+            if (PANELS == 1 && ROWS > 4)
+                _mm_prefetch(reinterpret_cast<const char*>(weight + ahead * 2 * PANEL), _MM_HINT_T0);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const __m512bh pair = pair_of(from[r]);
