@@ -37,13 +37,14 @@ struct Matrix {
     }
 };
 
-// What a matrix of its kind is multiplied by. For BF16 the bfloat16 rows themselves, each `groups() * GROUP` long and
-// zero beyond `ins`. For INT8 and INT4 rows as `quantize_row` leaves them, each `Tiles::row_bytes` long.
+// c[r * c_stride + 16 * p + o] = row r . output o of panel first + p, in float, without bias. Outputs beyond `outs` are
+// padding: zeros, where x is finite. x_stride in bytes. x is what a matrix of its kind is multiplied by. For BF16 the bfloat16 rows themselves, each `groups() * GROUP` long and
+// zero beyond `ins`. For INT8 and INT4 rows as `quantize_row` leaves them, each `quantized_row_bytes(ins)` long.
+using Product = void(const void* x, int64_t x_stride, int64_t rows, const Matrix& matrix, int64_t first, int64_t panels,
+                     float* c, int64_t c_stride);
+
 struct Tiles {
-    // c[r * c_stride + 16 * p + o] = row r . output o of panel first + p, in float, without bias. Outputs beyond `outs`
-    // get zeros. x_stride in bytes.
-    void (*product)(const void* x, int64_t x_stride, int64_t rows, const Matrix& matrix, int64_t first, int64_t panels,
-                    float* c, int64_t c_stride);
+    Product* product;
     // Panels as BF16 ones, for many rows at once: out holds `panels` of [groups * 16][16][2].
     void (*expand)(const Matrix& matrix, int64_t first, int64_t panels, uint16_t* out);
     // A bfloat16 row to int8: per group a float scale = largest / 127, values rounded to nearest even.
