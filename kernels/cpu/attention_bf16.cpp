@@ -3,10 +3,11 @@
 // A score is summed across a register at the end; for 16 tokens at once that takes three shuffles and one addition each.
 // Weights are rounded to bfloat16, as the values are. A token beyond the end counts with weight 0 on a row that is there.
 
-#include "attention_bf16.h"
-
 #include <algorithm>
 
+#include "attention.h"
+
+// attention_bf16.h declares it for callers; here it would be one of two versions, by target, of one name.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
 
 namespace pdq {

@@ -17,10 +17,8 @@ namespace pdq {
 namespace {
 
 constexpr int64_t TOKENS_AT_ONCE = 8;    // of a task that goes row by row
-constexpr int64_t FEW_ROWS = 64;         // up to here the weights are what takes time, above the multiplying
 constexpr int64_t ROWS_AT_ONCE = 64;     // whose products stay in the first caches
-constexpr int64_t FEW_ROWS_PANELS = 4;   // of a task
-constexpr int64_t MANY_ROWS_PANELS = 6;  // of a task; 110 KB of weights at 576 inputs, 300 KB at 1536
+constexpr int64_t PANELS_AT_ONCE = 6;    // of a task; 110 KB of weights at 576 inputs, 300 KB at 1536; products like threes
 constexpr int64_t TASK_ROWS = 512;       // of a task at most, so that the longest takes about a millisecond
 
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -245,7 +243,7 @@ class Walk {
         const int64_t panels = size / PANEL;
         products(crew, b.normed, both, panels, 2, [&](int64_t row, int64_t first, int64_t count, const float* c) {
             // Beside each other lie `count` gates and as many ups, to be rounded like any linear's outputs.
-            BFloat16 rounded[2 * MANY_ROWS_PANELS * PANEL];
+            BFloat16 rounded[2 * PANELS_AT_ONCE * PANEL];
             store(c, 2 * count, rounded);
             silu_mul_row(rounded, rounded + count, b.activated.row(row) + first, count);
         });
@@ -259,7 +257,7 @@ class Walk {
         });
         if (!s.logits || s.wanted == 0) return;
         linear(crew, b.last, d.head, [this](int64_t row, int64_t first, int64_t count, const float* c) {
-            BFloat16 rounded[MANY_ROWS_PANELS * PANEL];
+            BFloat16 rounded[PANELS_AT_ONCE * PANEL];
             store(c, count, rounded);
             float* const to = s.logits + row * d.head.matrix.outs + first;
             int64_t i = 0;
@@ -288,14 +286,13 @@ class Walk {
                 for (int64_t row = i * TOKENS_AT_ONCE; row < std::min(x.count, (i + 1) * TOKENS_AT_ONCE); row++)
                     tiles().quantize_row(reinterpret_cast<const uint16_t*>(x.row(row)), x.size, b.quantized + row * row_bytes);
             });
-        const bool is_few = x.count <= FEW_ROWS;
-        const int64_t at_once = (is_few ? FEW_ROWS_PANELS : MANY_ROWS_PANELS) / parts;
+        const int64_t at_once = PANELS_AT_ONCE / parts;
         const int64_t groups = divided_up(panels, at_once), blocks = divided_up(x.count, TASK_ROWS);
         crew.each(groups * blocks, [&](int64_t i) {
             const int64_t first = i / blocks * at_once, some = std::min(at_once, panels - first);
             const int64_t begin = i % blocks * TASK_ROWS, end = std::min(x.count, begin + TASK_ROWS);
             const int64_t width = parts * some * PANEL;
-            alignas(64) float c[ROWS_AT_ONCE * MANY_ROWS_PANELS * PANEL];
+            alignas(64) float c[ROWS_AT_ONCE * PANELS_AT_ONCE * PANEL];
             thread_local Scratch expanded;
             const Matrix* from = &matrix;
             Matrix unpacked[2];
