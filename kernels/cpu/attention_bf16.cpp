@@ -127,6 +127,37 @@ void add_values(const BFloat16* cached, int64_t count, const BFloat16 (*weights)
 
 }  // namespace
 
+float soften_bf16(const float* scores, int64_t low, int64_t high, float scale, float& maximum, float& sum,
+                  BFloat16* weights) {
+    const __m512 factor = _mm512_set1_ps(scale), minus_infinity = _mm512_set1_ps(-INFINITY);
+    const uint64_t below = high >= 64 ? ~0ull : (1ull << std::max<int64_t>(0, high)) - 1;
+    const uint64_t there = low >= 64 ? 0 : below & (~0ull << low);
+    if (!there) {  // the row's window begins behind this block
+        std::memset(weights, 0, 64 * sizeof(BFloat16));
+        return 1.0f;
+    }
+    __m512 kept[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        kept[i] = _mm512_mask_mul_ps(minus_infinity, __mmask16(there >> 16 * i), _mm512_loadu_ps(scores + 16 * i), factor);
+    const float before = maximum;
+    const __m512 top = _mm512_max_ps(_mm512_max_ps(kept[0], kept[1]), _mm512_max_ps(kept[2], kept[3]));
+    maximum = std::max(before, _mm512_reduce_max_ps(top));
+    const __m512 largest = _mm512_set1_ps(maximum);
+    __m512 total = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __mmask16 here = __mmask16(there >> 16 * i);
+        const __m512 weight = _mm512_maskz_mov_ps(here, exp16(_mm512_sub_ps(kept[i], largest)));
+        total = _mm512_add_ps(total, weight);
+        const __m256bh rounded = _mm512_cvtneps_pbh(weight);
+        std::memcpy(weights + 16 * i, &rounded, sizeof(rounded));
+    }
+    const float factor_before = before == maximum ? 1.0f : _mm512_cvtss_f32(exp16(_mm512_set1_ps(before - maximum)));
+    sum = sum * factor_before + _mm512_reduce_add_ps(total);
+    return factor_before;
+}
+
 void attend_part_bf16(const CachedHead& head, int64_t first, int64_t end, const BFloat16* queries, int64_t group,
                       float scale, SoftmaxState state) {
     constexpr int64_t AT_ONCE = 8;  // queries

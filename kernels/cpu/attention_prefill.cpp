@@ -6,13 +6,15 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "attention_bf16.h"
+#include "isa.h"
 #include "scratch.h"
 #include "tiles.h"
 
 namespace pdq {
 namespace {
 
-constexpr int64_t KEYS = 64;  // of a block
+constexpr int64_t KEYS = SOFTENED_KEYS;  // of a block
 
 inline int64_t padded(int64_t ins) { return (ins + GROUP - 1) / GROUP * GROUP; }
 
@@ -74,7 +76,6 @@ void pack_values(const BFloat16* const* rows, int64_t head_dim, uint16_t* panels
     }
 }
 
-// Scores of one row, of which [low, high) count, to weights; returns by what the row's earlier sum is to be multiplied.
 float soften(const float* scores, int64_t low, int64_t high, float scale, float& maximum, float& sum,
              BFloat16* weights) {
     const __m256 minus_infinity = _mm256_set1_ps(-INFINITY), factor = _mm256_set1_ps(scale);
@@ -143,6 +144,7 @@ void attend_tokens(const CachedHead& head, int64_t first, int64_t count, const B
     }
     const Matrix key_matrix{reinterpret_cast<const uint8_t*>(key_panels), BF16, head_dim, KEYS};
     const Matrix value_matrix{reinterpret_cast<const uint8_t*>(value_panel), BF16, KEYS, width};
+    const auto soften_row = isa() >= AVX512_BF16 ? soften_bf16 : soften;
     const int64_t end = first + count;
     const int64_t seen = window > 0 ? std::max<int64_t>(0, first + 1 - window) : 0;
     for (int64_t block = seen / KEYS * KEYS; block < end; block += KEYS) {
@@ -162,7 +164,7 @@ void attend_tokens(const CachedHead& head, int64_t first, int64_t count, const B
         for (int64_t row = begin; row < rows; row++) {
             const int64_t position = first + row / group;
             const int64_t low = window > 0 ? position + 1 - window - block : 0;
-            factors[row] = soften(scores + row * KEYS, std::max<int64_t>(0, low), position + 1 - block, scale,
+            factors[row] = soften_row(scores + row * KEYS, std::max<int64_t>(0, low), position + 1 - block, scale,
                                   maxima[row], totals[row], weights + row * KEYS);
         }
         tiles().product(weights + begin * KEYS, KEYS * sizeof(BFloat16), some, value_matrix, 0, value_panels,
