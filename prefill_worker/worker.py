@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from broker.client import Broker
@@ -18,12 +17,11 @@ from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
-from engine.continuation import event_of, sequence_of
+from engine.continuation import event_of
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
-from engine.sequence import Sequence
 from engine.threads import on_passing_thread
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
@@ -34,6 +32,7 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
+from prefill_worker.running import Running, running
 from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
@@ -44,24 +43,6 @@ ResultT = TypeVar("ResultT")
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A claimed job and its sequence. `block_table` is empty until it has started."""
-
-    claim: Claim[PrefillJob]
-    sequence: Sequence
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Tokens whose KV is yet to be computed."""
-        return self.sequence.num_tokens - self.sequence.num_computed_tokens
-
-
-def running(claim: Claim[PrefillJob]) -> Running:
-    """The claim with its sequence, which has no blocks yet."""
-    return Running(claim, sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events))
 
 
 class PrefillWorker:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from broker.request_log import Taken
-from decode_worker.worker import IDLE_WAIT_S
+from decode_worker.batch import IDLE_WAIT_S
 from engine.sequence import Sequence
 from kv_transfer.seal import Seal
 from messages import (
@@ -181,7 +181,7 @@ def test_a_lost_release_leaks_no_block(play: Play) -> None:
         async def lose(job: object) -> None:
             pass
 
-        decode.worker.release = lose  # type: ignore[union-attr, method-assign]
+        decode.worker.admission.release = lose  # type: ignore[union-attr, method-assign]
         await cluster.ended(await cluster.send(PROMPT, 12))
         await cluster.until_clean()
 
@@ -600,7 +600,7 @@ def test_what_a_drained_worker_ran_goes_on_elsewhere_without_prefill(play: Play)
         taker.runner.before_step = lambda sequences: time.sleep(0.01)
         num_prefilled = prefill.runner.num_computed
         await first.stop()
-        assert taker.worker.num_here == 5, "it goes as soon as all is pulled"  # type: ignore[union-attr]
+        assert taker.worker.batch.num_here == 5, "it goes as soon as all is pulled"  # type: ignore[union-attr]
         assert taker.receiver is not None and taker.receiver.counts["shared_memory"].pulls == 5
         assert first.worker.space.num_used == 0
         first.worker.space.check_integrity()
@@ -751,7 +751,7 @@ def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: 
             request_ids.append(await cluster.send(PROMPT * 8, 50))
             await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
             request_ids.append(await cluster.send(PROMPT * 8, 50))
-            await cluster.until(lambda: first.worker.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+            await cluster.until(lambda: first.worker.admission.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
         elif moment == "pulling":
             first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
             request_ids.append(await cluster.send(PROMPT, 50))
