@@ -5,8 +5,8 @@ since LightLLM's own clients count lines.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from messages import FinishReason
@@ -14,8 +14,7 @@ from messages import FinishReason
 LEAST_LOGPROB = -9999.0  # JSON has no -inf
 
 
-@dataclass(frozen=True, slots=True)
-class OutputToken:
+class OutputToken(msgspec.Struct, frozen=True):
     """One token event as a client sees it. `token_id` is None when a sequence ends without a further token."""
 
     token_id: int | None

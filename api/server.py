@@ -15,6 +15,7 @@ import uvicorn
 
 from api.app import create_app
 from api.attendance import attend
+from api.body_sender import KnowingServer
 from api.services import Services, open_services, running
 from api.timed_protocol import TimedProtocol
 from settings import Settings
@@ -61,7 +62,7 @@ def new_server(services: Services) -> Server:
     """The server over open `services`, not started."""
     api = services.settings.api
     config = uvicorn.Config(
-        create_app(services),
+        KnowingServer(create_app(services)),
         host=api.host,
         port=api.port,
         http=functools.partial(TimedProtocol, arrival_timeout_s=api.arrival_timeout_s),  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ This file knows no key and no command of ours.
 
 redis-py sends through `asyncio.wait_for`, and before Python 3.12 that function forgets a cancellation that arrives just
 as the bytes are out (cpython#86296). The task would then sit in its blocking read until the read ends by itself, and a
-loop around it would go on for ever.
+loop around it would go on for ever. What can be sent at once goes without it.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from redis.exceptions import (
 
 from broker.master import Locate
 
+_LITTLE_BYTES = 1 << 16  # asyncio's high-water mark, above which a write waits
+
 if TYPE_CHECKING:
     _Base = AbstractConnection
 else:
@@ -33,6 +35,14 @@ else:
 
 class _PromptCancel(_Base):
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        writer = self._writer
+        if writer is not None and not writer.transport.is_closing() and isinstance(command, list):
+            # There is nothing to wait for as long as little is underway, and hence nothing that needs redis-py's time
+            # limit, which costs a task per command. What becomes of it, the read of the answer finds out.
+            writer.writelines(command)
+            if writer.transport.get_write_buffer_size() <= _LITTLE_BYTES:
+                return
+            command = b""
         task = asyncio.current_task()
         num_cancels = task.cancelling() if task else 0
         await super().send_packed_command(command, check_health)

@@ -23,14 +23,13 @@ for item = 1, (#ARGV - 4) / 7 do
       redis.call('XADD', tokens, (index + 1) .. '-0', 'event', event)
       answers[item] = 1
       for api_id in string.gmatch(state[3] or ARGV[at + 7], '%S+') do
-        local fields = relayed[api_id]
-        if not fields then
-          fields = {}
-          relayed[api_id] = fields
+        local events = relayed[api_id]
+        if not events then
+          events = {}
+          relayed[api_id] = events
           readers_in_order[#readers_in_order + 1] = api_id
         end
-        fields[#fields + 1] = member .. ':' .. index
-        fields[#fields + 1] = event
+        events[#events + 1] = relayed_event(member, index, event)
       end
       if terminal then
         end_choice(record, tokens, KEYS[1], KEYS[2], KEYS[3], choice, member, '1', ARGV[1])
@@ -39,6 +38,6 @@ for item = 1, (#ARGV - 4) / 7 do
   end
 end
 for _, api_id in ipairs(readers_in_order) do
-  relay_events(ARGV[2] .. api_id, relayed[api_id], ARGV[3], ARGV[4])
+  relay_events(ARGV[2] .. api_id, relayed[api_id], ARGV[10], ARGV[3], ARGV[4])
 end
 return answers
