@@ -22,8 +22,7 @@ Errors:
 """
 
 from enum import StrEnum
-from functools import cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -347,12 +346,8 @@ Message = GenerationRequest | PrefillJob | DecodeJob | TokenEvent | RelayedEvent
 MessageT = TypeVar("MessageT", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in get_args(Message)}
 _VERSION_BYTE = bytes([WIRE_VERSION])
-
-
-@cache
-def _decoder_of(kind: type[MessageT]) -> "msgspec.msgpack.Decoder[MessageT]":
-    return msgspec.msgpack.Decoder(kind)
 
 
 def encode(message: Message) -> bytes:
@@ -365,6 +360,7 @@ def decode(data: bytes, kind: type[MessageT]) -> MessageT:
     if data[:1] != _VERSION_BYTE:
         raise WireError(f"{kind.__name__}: wire version {data[:1]!r}, this process speaks {WIRE_VERSION}")
     try:
-        return _decoder_of(kind).decode(memoryview(data)[1:])
+        message: MessageT = _decoders[kind].decode(memoryview(data)[1:])
+        return message
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"{kind.__name__}: {error}") from None

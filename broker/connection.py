@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.connection import Connection as SyncConnection
 from redis.exceptions import (
@@ -34,6 +35,8 @@ else:
 
 
 class _PromptCancel(_Base):
+    """Also quicker than redis-py where a command is packed and sent."""
+
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         writer = self._writer
         if writer is not None and not writer.transport.is_closing() and isinstance(command, list):
@@ -50,6 +53,14 @@ class _PromptCancel(_Base):
         if task is not None and task.cancelling() > num_cancels:
             await self.disconnect(nowait=True)  # an answer is on its way that nobody will read
             raise asyncio.CancelledError
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        # redis-py's synchronous connections do so too; its asynchronous ones join in Python, again and again.
+        name, *more = args
+        try:
+            return [hiredis.pack_command((*name.split(), *more) if " " in name else args)]
+        except TypeError:  # a kind of argument that only redis-py knows, or a name in bytes
+            return super().pack_command(*args)
 
 
 class PromptConnection(_PromptCancel, Connection):

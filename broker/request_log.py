@@ -7,6 +7,7 @@ is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTT
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import Redis
@@ -125,19 +126,21 @@ class RequestLog:
         """
         if not items:
             return []
-        item_keys: list[str] = []
+        item_keys: list[Argument] = []
         arguments: list[Argument] = []
         for item in items:
-            item_keys += [self._keys.record(item.request_id), self._keys.tokens(item.request_id, item.choice)]
-            arguments += [
-                item.choice,
-                member_of(item.request_id, item.choice),
-                item.epoch,
-                item.index,
-                int(item.event.finish_reason is not None),
-                encode(item.event),
+            event = item.event
+            record, tokens, choice, member = _places(self._keys, item.request_id, item.choice)
+            item_keys += (record, tokens)
+            arguments += (
+                choice,
+                member,
+                b"%d" % item.epoch,
+                b"%d" % item.index,
+                b"0" if event.finish_reason is None else b"1",
+                encode(event),
                 item.api_id,
-            ]
+            )
         keys = self._keys
         answers = await load_script("append").run(
             self._redis,
@@ -331,3 +334,10 @@ class RequestLog:
                 SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)
             )
         return loads
+
+
+@lru_cache(maxsize=4096)  # the sequences that one worker runs at a time, and more
+def _places(keys: Keys, request_id: str, choice: int) -> tuple[bytes, bytes, bytes, bytes]:
+    """Of a choice, as Redis takes them: its record, its tokens, its number and its name."""
+    record, tokens = keys.record(request_id), keys.tokens(request_id, choice)
+    return record.encode(), tokens.encode(), b"%d" % choice, member_of(request_id, choice).encode()

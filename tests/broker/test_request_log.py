@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from broker.request_log import Append, SequenceLoad
-from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent, decode
+from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent
 from settings import StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, begin, make_append, make_decode_job, make_request, relayed
 from tests.conftest import OpenTestBroker
@@ -104,8 +104,8 @@ def test_append_is_idempotent_and_leaves_no_gap(open_test_broker: OpenTestBroker
             assert events == [(0, TokenEvent(100)), (1, TokenEvent(101)), (2, STOP)]
             assert await broker.requests.read("request", 0, after=1) == [(2, STOP)]
             fields, *rest = await relayed(broker)
-            assert list(fields) == [b"request:0:0", b"request:0:1"]
-            assert [list(fields) for fields in rest] == [[b"request:0:2"]]  # repeats were not relayed again
+            assert list(fields) == ["request:0:0", "request:0:1"]
+            assert [list(fields) for fields in rest] == [["request:0:2"]]  # repeats were not relayed again
 
     asyncio.run(main())
 
@@ -127,12 +127,9 @@ def test_append_judges_each_item_alone_and_relays_the_accepted_in_one_entry(open
             )
             assert answers == [True, False, False, True, True, True]
             (fields,) = await relayed(broker)
-            assert {name: decode(data, TokenEvent).token_id for name, data in fields.items()} == {
-                b"first:0:0": 100,
-                b"first:0:1": 101,
-            }
+            assert {name: event.token_id for name, event in fields.items()} == {"first:0:0": 100, "first:0:1": 101}
             (fields,) = await relayed(broker, "api-2")
-            assert list(fields) == [b"second:0:0"]
+            assert list(fields) == ["second:0:0"]
             assert 0 < await broker.redis.ttl(broker.keys.relay(API_ID)) <= 60
             assert await broker.requests.append([]) == []
 
@@ -218,7 +215,7 @@ def test_finish_relays_when_told_to_and_knows_its_own_repeat(
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             (fields,) = await relayed(broker)
-            assert list(fields) == [b"request:0:0"]
+            assert list(fields) == ["request:0:0"]
             assert await broker.requests.read("request", 0) == [(0, ABORT)]
 
     asyncio.run(main())
