@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -23,6 +23,8 @@ from messages import (
     InvalidRequest,
     Phase,
     PrefillJob,
+    RelayedEvent,
+    RelayedEvents,
     Role,
     TokenEvent,
     decode,
@@ -126,27 +128,34 @@ class RequestLog:
         """
         if not items:
             return []
-        item_keys: list[Argument] = []
-        arguments: list[Argument] = []
-        for item in items:
-            event = item.event
-            record, tokens, choice, member = _places(self._keys, item.request_id, item.choice)
-            item_keys += (record, tokens)
-            arguments += (
-                choice,
-                member,
-                b"%d" % item.epoch,
-                b"%d" % item.index,
-                b"0" if event.finish_reason is None else b"1",
-                encode(event),
-                item.api_id,
-            )
         keys = self._keys
-        answers = await load_script("append").run(
-            self._redis,
-            [keys.active_sizes(), keys.active_phases(), keys.reader_leases(), *item_keys],
-            [self._stream.keep_s, keys.relay(""), self._stream.relay_max_entries, RELAY_EXPIRE_S, *arguments],
-        )
+        item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
+        arguments: list[Argument] = [
+            self._stream.keep_s,
+            keys.relay(""),
+            self._stream.relay_max_entries,
+            RELAY_EXPIRE_S,
+            len(items),
+        ]
+        relayed: dict[str, list[RelayedEvent]] = {}
+        for item in items:
+            event, api_id = item.event, item.api_id
+            place = _place(keys, item.request_id, item.choice)
+            item_keys += (place.record, place.tokens)
+            arguments += (
+                item.choice,
+                place.member,
+                item.epoch,
+                item.index,
+                0 if event.finish_reason is None else 1,
+                encode(event),
+                api_id,
+            )
+            if api_id:
+                relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
+        for api_id, events in relayed.items():
+            arguments += (api_id, len(events), encode(RelayedEvents(events)))
+        answers = await load_script("append").run(self._redis, item_keys, arguments)
         return [answer == 1 for answer in answers]
 
     async def finish(self, request_id: str, choice: int, event: TokenEvent, api_id: str | None = None) -> bool:
@@ -336,8 +345,14 @@ class RequestLog:
         return loads
 
 
-@lru_cache(maxsize=4096)  # the sequences that one worker runs at a time, and more
-def _places(keys: Keys, request_id: str, choice: int) -> tuple[bytes, bytes, bytes, bytes]:
-    """Of a choice, as Redis takes them: its record, its tokens, its number and its name."""
-    record, tokens = keys.record(request_id), keys.tokens(request_id, choice)
-    return record.encode(), tokens.encode(), b"%d" % choice, member_of(request_id, choice).encode()
+class _Place(NamedTuple):
+    """How a choice is called in Redis."""
+
+    record: str
+    tokens: str
+    member: str
+
+
+@lru_cache(maxsize=4096)  # more than the sequences that a worker runs at a time
+def _place(keys: Keys, request_id: str, choice: int) -> _Place:
+    return _Place(keys.record(request_id), keys.tokens(request_id, choice), member_of(request_id, choice))

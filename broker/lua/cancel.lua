@@ -43,8 +43,9 @@ for _, choice in ipairs(open) do
   end_choice(KEYS[1], KEYS[6 + choice], KEYS[2], KEYS[3], KEYS[4], choice, member, nonce, ARGV[5])
 end
 if #events > 0 then
+  local entry = relay_entry(events, ARGV[4])
   for api_id in string.gmatch(readers or ARGV[9], '%S+') do
-    relay_events(ARGV[6] .. api_id, events, ARGV[4], ARGV[7], ARGV[8])
+    add_to_relay(ARGV[6] .. api_id, entry, ARGV[7], ARGV[8])
   end
 end
 return ended

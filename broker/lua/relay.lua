@@ -7,11 +7,15 @@ local function relayed_event(member, index, event)
     .. string.sub(event, 2)
 end
 
--- Tells an API process of a list of such, in one entry: messages.RelayedEvents, in the version of `event`.
-local function relay_events(relay, events, event, max_entries, expire_s)
+-- A list of such as messages.RelayedEvents, in the version of `event`.
+local function relay_entry(events, event)
   local size = #events
-  local head = string.sub(event, 1, 1) .. '\145\221' .. string.char(math.floor(size / 16777216) % 256,
-    math.floor(size / 65536) % 256, math.floor(size / 256) % 256, size % 256)
-  redis.call('XADD', relay, 'MAXLEN', '~', max_entries, '*', 'events', head .. table.concat(events))
+  return string.sub(event, 1, 1) .. '\145\221' .. string.char(math.floor(size / 16777216) % 256,
+    math.floor(size / 65536) % 256, math.floor(size / 256) % 256, size % 256) .. table.concat(events)
+end
+
+-- Tells an API process of an entry.
+local function add_to_relay(relay, entry, max_entries, expire_s)
+  redis.call('XADD', relay, 'MAXLEN', '~', max_entries, '*', 'events', entry)
   redis.call('EXPIRE', relay, expire_s)
 end
