@@ -43,8 +43,9 @@ def servers(workshop: Workshop, model_dir: Path, report: Report) -> list[Server]
     exported = workshop.folder / "models" / model_dir.name
     if not exported.exists():
         _export(workshop, model_dir, exported)
+    # -P: beside the front lies this file, which Python would take for the package of its name.
     command = (
-        *(str(workshop.python), str(FRONT), str(exported), PORT),
+        *(str(workshop.python), "-P", str(FRONT), str(exported), PORT),
         *(str(CACHE_GB), str(MAX_BATCHED_TOKENS), str(MAX_SEQUENCES)),
     )
     return [

@@ -10,6 +10,7 @@ import select
 import sys
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
@@ -53,7 +54,7 @@ def _serve(pipe: Any, out: Any) -> None:
                 config = genai.GenerationConfig()
                 config.max_new_tokens = request["max_tokens"]
                 config.ignore_eos = True
-                prompt = ov.Tensor([request["prompt"]], ov.Shape([1, len(request["prompt"])]), ov.Type.i64)
+                prompt = ov.Tensor(np.array([request["prompt"]], dtype=np.int64))
                 handles[request["id"]] = pipe.add_request(request["id"], prompt, config)
         if handles:
             pipe.step()

@@ -30,7 +30,7 @@ class Front:
     async def run(self, arguments: list[str], port: int) -> None:
         """Until the engine ends."""
         self._engine = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(ENGINE), *arguments),
+            *(sys.executable, "-P", str(ENGINE), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
