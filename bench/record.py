@@ -45,11 +45,11 @@ class RequestRecord:
     sent_s: float  # before the connection is opened
     scheduled_s: float | None = None  # open loop: when it should have been sent
     arrivals_s: list[float] = field(default_factory=list)  # of each output token
-    num_untimed: int = 0  # of them, those that had no frame of their own and that only the last count tells of
     end_s: float = 0.0
     finish_reason: str | None = None
-    has_ended: bool = False  # the terminal frame came
     failure: Failure | None = None
+    has_ended: bool = False  # the terminal frame came
+    num_untimed: int = 0  # of the tokens, those without a frame of their own, that only the last count tells of
     _counts_frames: bool = False  # frames came with text and without a count
 
     def take(self, frame: Frame, now_s: float, one_frame_per_token: bool) -> None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from messages import ConfigError
 
 MAX_ROUNDS = 50
+BROKEN = "\ufffd"  # what bytes that are no character decode to
 
 
 class TextPrompt:
@@ -30,10 +31,12 @@ class TextPrompt:
         """Text that begins like these ids and has as many tokens. Raises ConfigError when none is found."""
         wanted = len(token_ids)
         ids = list(token_ids)
-        for _ in range(MAX_ROUNDS):
-            text = self._tokenizer.decode(ids)
+        for round_ in range(MAX_ROUNDS):
+            text = self._tokenizer.decode(ids).replace(BROKEN, "")
             found = self._tokenizer.encode(text, add_special_tokens=False).ids
             if len(found) == wanted:
                 return text
-            ids = found[:wanted] if len(found) > wanted else found + token_ids[: wanted - len(found)]
+            # Others each time, lest the same ones merge again.
+            filling = (token_ids[round_ % wanted :] + token_ids)[: max(0, wanted - len(found))]
+            ids = found[:wanted] + filling
         raise ConfigError(f"--tokenizer: found no text of {wanted} tokens")

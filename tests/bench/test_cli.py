@@ -10,7 +10,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.machine import CpuClock, cpu_of_tree_s, read_machine
+from bench.machine import CpuClock, read_machine
 from tests.bench.scripted_server import Script, Server, scripted_server
 
 
@@ -102,7 +102,6 @@ def test_cpu_clock_sees_the_work_of_this_process() -> None:
     use = clock.read()
     assert use.client_s >= 0.05
     assert use.wall_s > 0
-    assert cpu_of_tree_s(2**22 + 1) is None  # above the largest pid
 
 
 def test_machine_facts() -> None:
