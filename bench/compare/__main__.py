@@ -7,36 +7,26 @@ time, each on all cores, in rounds: a machine whose speed drifts then drifts for
 import random
 import shlex
 import sys
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
-from bench.compare.document import DEMO, FORMAT_VERSION, HALF_BILLION, Column, Document, read, write
-from bench.compare.measure import Measurement
-from bench.compare.pdq_servers import pdq_servers
-from bench.compare.plan import HALF_BILLION_WORKLOADS, RATES, Plan, chosen
+from bench.compare.document import FORMAT_VERSION, Document, read
+from bench.compare.jobs import PDQ, measure_all
+from bench.compare.plan import RATES, Plan, chosen
 from bench.compare.write_up import table, write_up
 from bench.exit_status import exit_status
 from bench.machine import read_machine
 from bench.marked_place import put_into
-from bench.peers.server import Server
-from bench.peers.shelf import PEERS, bench_cache, is_installed, servers_of
-from bench.peers.workshop import PeerFailed
+from bench.peers.shelf import PEERS, is_installed
 from bench.report import Limits
 from bench.workload import PRESETS
 from messages import ConfigError
-from settings import load_settings
 
 console = Console(highlight=False, soft_wrap=True)
-PDQ = "pdq"
-HALF_BILLION_PEERS = ("vllm",)
-
-Report = Callable[[str], None]
 
 
 def main(
@@ -75,77 +65,34 @@ def main(
             names = _known(only or [PDQ, *filter(is_installed, PEERS)], [PDQ, *PEERS])
             document = Document(
                 format_version=FORMAT_VERSION,
-                command=f"python -m bench.compare {shlex.join(sys.argv[1:])}".strip(),
+                command=shlex.join(["python", "-m", "bench.compare", *_without_files(sys.argv[1:])]),
                 machine=read_machine(),
                 limits=Limits(ttft_slo_ms, tpot_slo_ms),
                 arrival_seed=seed,
                 prompt_seed=plan.prompt_seed,
             )
-            _measure_all(document, plan, names, half_billion, json_file)
+            measure_all(document, plan, names, half_billion, json_file, _say)
         console.print(table(document), markup=False)
         if into is not None:
             put_into(into, "comparison", write_up(document))
 
 
-def _measure_all(
-    document: Document, plan: Plan, names: Sequence[str], has_half_billion: bool, json_file: Path | None
-) -> None:
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        console.print(f"{time.monotonic() - began:5.0f} s  {line}", markup=False)
-
-    for name in PEERS.keys() - set(names):
-        say(f"without {name}" + ("" if is_installed(name) else f": python -m bench.peers install {name}"))
-    from engine.model_files import resolve_model  # converts the demo model the first time
-
-    demo_dir = resolve_model(load_settings().model, say)
-    # One after the other, whatever the number of models: they share the cores.
-    jobs = [(server, DEMO, demo_dir, plan) for server in _servers(names, demo_dir, say)]
-    small = tuple(one for one in plan.workloads if one.name in HALF_BILLION_WORKLOADS)
-    if has_half_billion and small:
-        random_dir = bench_cache() / "models" / "qwen2-0.5b-random"
-        if not random_dir.exists():
-            say("making the 0.5B checkpoint")
-        from bench.compare.half_billion import make_half_billion  # torch
-
-        make_half_billion(random_dir, demo_dir)
-        wanted = [name for name in names if name in (PDQ, *HALF_BILLION_PEERS)]
-        short = Plan(small, plan.rates_rps, plan.num_rounds, False, plan.arrival_seed, plan.prompt_seed)
-        found = [server for server in _servers(wanted, random_dir, say) if server.weights == "16-bit"]
-        jobs += [(server, HALF_BILLION, random_dir, short) for server in found]
-    document.columns += [_column(server, model) for server, model, _, _ in jobs]
-    for round_ in range(plan.num_rounds):
-        for server, model, model_dir, its_plan in jobs:
-            say(f"round {round_ + 1} of {plan.num_rounds}: {server.name}, {model}")
-            try:
-                uvloop.run(Measurement(document, its_plan, server, model, round_, say).run(model_dir))
-            except PeerFailed as error:  # the others are measured all the same
-                say(str(error))
-            document.took_s = time.monotonic() - began
-            if json_file is not None:  # after each, so that an interrupted run is not lost
-                write(document, json_file)
-    say("done")
+def _say(line: str) -> None:
+    console.print(line, markup=False)
 
 
-def _servers(names: Sequence[str], model_dir: Path, say: Report) -> list[Server]:
-    servers = pdq_servers(model_dir) if PDQ in names else []
-    for name in names:
-        if name != PDQ:
-            servers += servers_of(name, model_dir, say)
-    return servers
-
-
-def _column(server: Server, model: str) -> Column:
-    return Column(
-        server=server.name,
-        model=model,
-        weights=server.weights,
-        is_peer=server.is_peer,
-        command=shlex.join(server.command),
-        environment=dict(server.environment),
-        versions=dict(server.versions),
-    )
+def _without_files(arguments: Sequence[str]) -> list[str]:
+    """The options that decide what is measured: not where it is written."""
+    kept, skips = [], False
+    for argument in arguments:
+        name, has_value, _ = argument.partition("=")
+        if name in ("--json", "--into"):
+            skips = not has_value
+        elif skips:
+            skips = False
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _known(names: Sequence[str], all_names: Collection[str]) -> list[str]:

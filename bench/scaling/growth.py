@@ -55,7 +55,7 @@ class AtWorkers:
     num_decode: int
     requests_per_s: float
     num_failed: int
-    busy_cores: float  # what everything that is not simulated takes, the client included
+    busy_cores: float  # of the whole machine: what is not simulated, the client included, and whoever else is there
 
 
 class Fruitless(PdqError):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from bench.chaos.toy_model import write_toy_model
@@ -60,7 +61,7 @@ async def simulated_cluster(num_workers: dict[Role, int], pace: Pace, max_runnin
         redis = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
             redis_command(find_redis_server(), folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        processes = []
+        processes: list[BaseProcess] = []
         try:
             await wait_until_answering(folder)
             for index, role in enumerate(roles):
@@ -68,16 +69,16 @@ async def simulated_cluster(num_workers: dict[Role, int], pace: Pace, max_runnin
                 process = context.Process(target=play, args=(role, environment, log, pace), daemon=True)
                 process.start()
                 processes.append(process)
-            await _until_ready(redis_url(folder), sum(num_workers.values()), port, folder)
+            await _until_ready(redis_url(folder), processes, port, folder)
             yield f"http://127.0.0.1:{port}"
         finally:
-            for process in processes:
-                process.terminate()
+            for started in processes:
+                started.terminate()
             give_up = time.monotonic() + STOP_TIMEOUT_S
-            for process in processes:
-                await asyncio.to_thread(process.join, max(0.0, give_up - time.monotonic()))
-                process.kill()
-                process.join()
+            for started in processes:
+                await asyncio.to_thread(started.join, max(0.0, give_up - time.monotonic()))
+                started.kill()
+                started.join()
             redis.kill()
             redis.wait()
     except ClusterFailed:
@@ -88,16 +89,18 @@ async def simulated_cluster(num_workers: dict[Role, int], pace: Pace, max_runnin
     shutil.rmtree(folder)
 
 
-async def _until_ready(url: str, num_workers: int, port: int, folder: Path) -> None:
+async def _until_ready(url: str, processes: list[BaseProcess], port: int, folder: Path) -> None:
+    """`processes`: the API and the workers."""
     settings = load_settings({"redis": {"url": url, "key_prefix": "scaling"}})
     give_up = time.monotonic() + START_TIMEOUT_S
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        while time.monotonic() < give_up:
+        while time.monotonic() < give_up and all(process.exitcode is None for process in processes):
             workers = await broker.registry.live()
-            if sum(worker.state is WorkerState.READY for worker in workers) == num_workers and _is_listening(port):
+            num_ready = sum(worker.state is WorkerState.READY for worker in workers)
+            if num_ready == len(processes) - 1 and _is_listening(port):
                 return
             await asyncio.sleep(POLL_S)
-    raise ClusterFailed(f"the workers are not ready after {START_TIMEOUT_S:g} s; their logs are in {folder}")
+    raise ClusterFailed(f"the cluster did not get ready within {START_TIMEOUT_S:g} s; its logs are in {folder}")
 
 
 def _is_listening(port: int) -> bool:
