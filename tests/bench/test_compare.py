@@ -1,6 +1,7 @@
 """The comparison: which rates are tried, what comes out of a document, and a whole run against scripted servers."""
 
 import asyncio
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench.machine import CpuUse, read_machine
 from bench.marked_place import put_into
 from bench.peers.server import FRESH, PORT, Server
 from bench.peers.workshop import PeerFailed
+from bench.process_tree import ticks_of_tree
 from bench.report import Distribution, Limits, Summary
 from bench.workload import Concurrency, Group, Poisson, Workload
 from messages import ConfigError
@@ -284,3 +286,36 @@ def test_nothing_of_a_server_is_left() -> None:
 
     pid = asyncio.run(run())
     assert not Path(f"/proc/{pid}").exists()
+
+
+# A run of ten minutes against a scripted server, which says when it has begun.
+ENDLESS = """
+import asyncio
+from pathlib import Path
+import engine.model_files
+from bench.compare import jobs, measure
+from bench.compare.plan import Plan
+from bench.workload import Concurrency, Group, Workload
+from tests.bench.test_compare import document, scripted
+
+async def words(running, model_dir):
+    return "words"
+
+engine.model_files.resolve_model = lambda settings, report: Path("/nowhere")
+measure.first_words = words
+jobs._servers = lambda names, model_dir, say: [scripted("pdq", "lightllm")]
+plan = Plan((Workload("w1", (Group("all", Concurrency(1), 16, 4, duration_s=600.0),)),), (1.0,), 1, False, 0, 7)
+jobs.measure_all(document(), plan, ["pdq"], False, None, lambda line: print(line, flush=True))
+"""
+
+
+def test_a_run_that_is_told_to_end_takes_its_server_along() -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if b"says 'words'" in line:
+                break
+        (server,) = ticks_of_tree(process.pid).keys() - {process.pid}
+        process.terminate()
+        process.wait(60)
+    assert not Path(f"/proc/{server}").exists()
