@@ -38,7 +38,7 @@ def main(
     rates: Annotated[str, typer.Option(help="W4: nominal requests/s to choose from.")] = ",".join(map(str, RATES)),
     quick: Annotated[bool, typer.Option(help="A fifth of each workload: to see that it works.")] = False,
     half_billion: Annotated[bool, typer.Option(help="The 0.5B shape too, W1 and W2, against vLLM.")] = True,
-    first_starts: Annotated[bool, typer.Option(help="Start each with empty caches too.")] = True,
+    first_starts: Annotated[bool, typer.Option(help="Start each with empty caches first.")] = True,
     ttft_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TTFT.")] = 1000.0,
     tpot_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TPOT.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,

@@ -128,6 +128,8 @@ def _ready_s(is_first: bool) -> Callable[[Document, Column], Value | None]:
     def value(document: Document, column: Column) -> Value | None:
         of_column = [one for one in document.starts if (one.server, one.model) == (column.server, column.model)]
         found = [one.ready_s for one in of_column if one.is_first is is_first]
+        if not found and any(one.is_first for one in document.starts):
+            found = [one.ready_s for one in of_column]  # it keeps no caches: every start is as the first
         return Value(median(found)) if found else None
 
     return value

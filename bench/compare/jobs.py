@@ -5,6 +5,7 @@ Knows which servers a name stands for and who is measured with the 0.5B shape; t
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,16 +62,18 @@ def measure_all(
         found = [server for server in _servers(wanted, random_dir, say) if server.weights == "16-bit"]
         jobs += [(server, HALF_BILLION, random_dir, short) for server in found]
     document.columns += [_column(server, model) for server, model, _, _ in jobs]
-    for round_ in range(plan.num_rounds):
-        for server, model, model_dir, its_plan in jobs:
-            say(f"round {round_ + 1} of {plan.num_rounds}: {server.name}, {model}")
-            try:
-                uvloop.run(Measurement(document, its_plan, server, model, round_, say).run(model_dir))
-            except PeerFailed as error:  # the others are measured all the same
-                say(str(error))
-            document.took_s = time.monotonic() - began
-            if json_file is not None:  # after each, so that an interrupted run is not lost
-                write(document, json_file)
+    with tempfile.TemporaryDirectory(prefix="pdq-compare-caches-") as made:
+        for round_ in range(plan.num_rounds):
+            for server, model, model_dir, its_plan in jobs:
+                say(f"round {round_ + 1} of {plan.num_rounds}: {server.name}, {model}")
+                caches = Path(made) / server.name if its_plan.has_first_starts else None
+                try:
+                    uvloop.run(Measurement(document, its_plan, server, model, round_, say, caches).run(model_dir))
+                except PeerFailed as error:  # the others are measured all the same
+                    say(str(error))
+                document.took_s = time.monotonic() - began
+                if json_file is not None:  # after each, so that an interrupted run is not lost
+                    write(document, json_file)
     say("done")
 
 

@@ -31,18 +31,29 @@ Report = Callable[[str], None]
 class Measurement:
     """A server with a model, in one round."""
 
-    def __init__(self, document: Document, plan: Plan, server: Server, model: str, round_: int, report: Report) -> None:
+    def __init__(
+        self,
+        document: Document,
+        plan: Plan,
+        server: Server,
+        model: str,
+        round_: int,
+        report: Report,
+        caches: Path | None = None,
+    ) -> None:
+        """`caches`: empty in the first round, so that starts can be compared; None: those of the server's own."""
         self.document, self.plan, self.server, self.model, self.round = document, plan, server, model, round_
+        self.caches = caches
         self._report = report
         self._guess_rps: float | None = None
 
     async def run(self, model_dir: Path) -> None:
         """Everything of the plan. Raises PeerFailed when the server does not start."""
         server = self.server
-        if self.plan.has_first_starts and self.round == 0 and server.first_start_environment:
-            async with running(server, is_first_start=True) as first:
+        if self.caches is not None and self.round == 0 and server.cache_environment:
+            async with running(server, self.caches) as first:
                 self._note_start(first, is_first=True)
-        async with running(server) as this:
+        async with running(server, self.caches) as this:
             self._note_start(this, is_first=False)
             if self.round == 0 and self.model != HALF_BILLION:  # its weights are random
                 text = await first_words(this, model_dir)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.peers.server import FRESH, PORT, Server, Weights
+from bench.peers.server import CACHES, PORT, Server, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def pdq_servers(model_dir: Path) -> list[Server]:
             command=command,
             style="lightllm",
             environment=variant.environment,
-            first_start_environment={"PDQ_MODEL__CACHE_DIR": FRESH},
+            cache_environment={"PDQ_MODEL__CACHE_DIR": CACHES},
             versions={"pdq": importlib.metadata.version("pdq"), "torch": importlib.metadata.version("torch")},
             is_peer=False,
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.http_stream import Target, resolve
 from bench.load import Load, build_body, send_request
 from bench.options import StyleName, wire_style
-from bench.peers.server import FRESH, PORT, Server
+from bench.peers.server import CACHES, PORT, Server
 from bench.peers.workshop import PeerFailed
 from bench.prompts import PromptSource
 from bench.wire_style import WireStyle
@@ -53,15 +53,16 @@ def style_of(server: Server) -> WireStyle:
 
 
 @asynccontextmanager
-async def running(server: Server, is_first_start: bool = False) -> AsyncIterator[Running]:
-    """While entered it runs. With `is_first_start`, the caches that it compiles into are empty. Raises PeerFailed."""
+async def running(server: Server, caches: Path | None = None) -> AsyncIterator[Running]:
+    """While entered it runs. `caches`: a directory for what it compiles, in place of its own. Raises PeerFailed."""
     with tempfile.TemporaryDirectory(prefix="pdq-compare-") as made:
         folder = Path(made)
         port = _free_port()
         environment = dict(os.environ) | dict(server.environment)
-        if is_first_start:
-            fresh = {name: value.replace(FRESH, made) for name, value in server.first_start_environment.items()}
-            environment |= fresh
+        if caches is not None:
+            environment |= {
+                name: value.replace(CACHES, str(caches)) for name, value in server.cache_environment.items()
+            }
         command = [part.replace(PORT, str(port)) for part in server.command]
         began = time.monotonic()
         with (folder / "log").open("wb") as log:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 Weights = Literal["16-bit", "4-bit"]
 
 PORT = "{port}"  # in a command: replaced by the port that the server is to listen on
-FRESH = "{fresh}"  # in an environment: replaced by a new directory, for caches that a first start has to fill
+CACHES = "{caches}"  # in `cache_environment`: replaced by a directory that the first start finds empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,6 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     model_name: str = ""  # OpenAI style: what requests call it
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # OpenAI style
-    first_start_environment: Mapping[str, str] = field(default_factory=dict)  # empty: its first start is as any other
+    cache_environment: Mapping[str, str] = field(default_factory=dict)  # empty: every start is as the first
     versions: Mapping[str, str] = field(default_factory=dict)
     is_peer: bool = True

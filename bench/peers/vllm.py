@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from bench.peers.server import FRESH, PORT, Server
+from bench.peers.server import CACHES, PORT, Server
 from bench.peers.workshop import PeerFailed, Report, Workshop
 
 NAME = "vllm"
@@ -34,7 +34,7 @@ def servers(workshop: Workshop, model_dir: Path, report: Report) -> list[Server]
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        # Its compiled code: where the first start leaves it and the second finds it.
+        # Its compiled code, kept for later runs.
         "VLLM_CACHE_ROOT": str(folder / "cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor"),
     }
@@ -51,7 +51,7 @@ def servers(workshop: Workshop, model_dir: Path, report: Report) -> list[Server]
             style="openai",
             environment=environment,
             model_name="model",
-            first_start_environment={"VLLM_CACHE_ROOT": FRESH, "TORCHINDUCTOR_CACHE_DIR": f"{FRESH}/inductor"},
+            cache_environment={"VLLM_CACHE_ROOT": CACHES, "TORCHINDUCTOR_CACHE_DIR": f"{CACHES}/inductor"},
             versions={"vllm-cpu": VERSION},
         )
     ]

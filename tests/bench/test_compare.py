@@ -22,7 +22,7 @@ from bench.compare.run_server import running
 from bench.compare.write_up import table, write_up
 from bench.machine import CpuUse, read_machine
 from bench.marked_place import put_into
-from bench.peers.server import FRESH, PORT, Server
+from bench.peers.server import CACHES, PORT, Server
 from bench.peers.workshop import PeerFailed
 from bench.process_tree import ticks_of_tree
 from bench.report import Distribution, Limits, Summary
@@ -178,11 +178,13 @@ def test_the_highest_rate_is_the_highest_that_was_borne() -> None:
 
 
 def test_starts_memory_and_the_other_model_have_rows_of_their_own() -> None:
-    made = document(column("A"), column("A", model=HALF_BILLION))
+    made = document(column("A"), column("B"), column("A", model=HALF_BILLION))
     made.starts += [Start("A", DEMO, True, 60.0), Start("A", DEMO, False, 4.0), Start("A", HALF_BILLION, False, 9.0)]
+    made.starts += [Start("B", DEMO, False, 2.0)]
     made.memories += [Memory("A", DEMO, 1_600_000_000, 2_000_000_000)]
     made.attempts.append(replace(attempt("A", "w2", summary(400, 1.0)), model=HALF_BILLION))
     assert number(made, "first start", "A") == 60.0
+    assert number(made, "first start", "B") == 2.0  # it has no caches that could be empty
     assert number(made, "second start", "A") == 4.0
     assert number(made, "memory", "A") == 1600
     assert number(made, "0.5B W2, output", "A") == 400
@@ -237,7 +239,7 @@ def scripted(name: str, style: str) -> Server:
     return Server(name, "16-bit", SCRIPTED, style, model_name=model_name, is_peer=style == "openai")
 
 
-def test_a_server_is_measured_from_its_start_to_its_end() -> None:
+def test_a_server_is_measured_from_its_start_to_its_end(tmp_path: Path) -> None:
     workloads = (
         Workload("w1", (Group("all", Concurrency(1), 16, 4, num_requests=3),)),
         Workload("w2", (Group("all", Concurrency(4), 16, 4, num_requests=8),)),
@@ -248,8 +250,8 @@ def test_a_server_is_measured_from_its_start_to_its_end() -> None:
     made = document(*(replace(column(server.name), is_peer=server.is_peer) for server in servers))
     lines: list[str] = []
     for server in servers:
-        first = replace(server, first_start_environment={"CACHE": FRESH})
-        measurement = Measurement(made, plan, first, HALF_BILLION, 0, lines.append)
+        caching = replace(server, cache_environment={"CACHE": f"{CACHES}/code"})
+        measurement = Measurement(made, plan, caching, HALF_BILLION, 0, lines.append, tmp_path)
         asyncio.run(measurement.run(Path("/nowhere")))
     assert [(start.server, start.is_first) for start in made.starts] == [
         ("pdq", True), ("pdq", False), ("peer", True), ("peer", False)
@@ -277,6 +279,28 @@ def test_a_server_that_ends_at_once_is_told_with_the_end_of_its_log() -> None:
     server = Server("broken", "16-bit", (sys.executable, "-c", program, PORT), "lightllm")
     with pytest.raises(PeerFailed, match=r"(?s)broken ended with code 4.*no such model"):
         asyncio.run(start(server))
+
+
+# A compiler that leaves what it made where the environment says, and says in its log what it found.
+CACHING = """
+import asyncio, os, pathlib, sys
+from tests.bench.scripted_server import main
+made = pathlib.Path(os.environ["CACHE"])
+if made.exists():
+    raise SystemExit("found " + made.read_text())
+made.write_text("code")
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+def test_the_second_start_finds_what_the_first_has_left(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", CACHING, PORT)
+    server = Server("caching", "16-bit", command, "lightllm", cache_environment={"CACHE": f"{CACHES}/code"})
+    made = document()
+    plan = Plan((), (), 1, True, 0, 7)
+    with pytest.raises(PeerFailed, match="found code"):
+        asyncio.run(Measurement(made, plan, server, HALF_BILLION, 0, lambda line: None, tmp_path).run(tmp_path))
+    assert [start.is_first for start in made.starts] == [True]
 
 
 def test_nothing_of_a_server_is_left() -> None:
