@@ -3,7 +3,7 @@
 # make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
 # make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
 # make check     ruff and mypy, never edits           make fix     let ruff edit
-# make bench     pdq and every installed peer in turn, one table (20 minutes; ARGS= for bench.compare)
+# make bench     pdq and every installed peer in turn, one table (half an hour; ARGS= for bench.compare)
 # make clean     remove .venv and caches
 # make chaos     kill, stop and slow down everything, cancel en masse: nothing may be lost (10 minutes; ARGS=)
 #

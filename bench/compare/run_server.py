@@ -45,13 +45,6 @@ class Running:
         return Load(self.target, self.style, prompts, idle_timeout_s=120.0)
 
 
-def style_of(server: Server) -> WireStyle:
-    """How it is asked."""
-    style = wire_style(StyleName(server.style), server.model_name)
-    assert not server.extra_body or style.PATH.startswith("/v1")
-    return style
-
-
 @asynccontextmanager
 async def running(server: Server, caches: Path | None = None) -> AsyncIterator[Running]:
     """While entered it runs. `caches`: a directory for what it compiles, in place of its own. Raises PeerFailed."""
@@ -70,7 +63,7 @@ async def running(server: Server, caches: Path | None = None) -> AsyncIterator[R
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
-            style = style_of(server)
+            style = wire_style(StyleName(server.style), server.model_name)
             target = await resolve(f"http://127.0.0.1:{port}", style.PATH)
             await _until_ready(server, process, Load(target, style, PromptSource(port), 30.0), folder / "log")
             yield Running(process.pid, target, style, time.monotonic() - began)

@@ -5,9 +5,10 @@ Pure data; who starts it is `bench/compare/run_server.py`. It must not know how 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Weights = Literal["16-bit", "4-bit"]
+Style = Literal["lightllm", "openai"]  # the API it speaks
 
 PORT = "{port}"  # in a command: replaced by the port that the server is to listen on
 CACHES = "{caches}"  # in `cache_environment`: replaced by a directory that the first start finds empty
@@ -20,10 +21,9 @@ class Server:
     name: str
     weights: Weights
     command: tuple[str, ...]
-    style: str  # a bench.options.StyleName
+    style: Style
     environment: Mapping[str, str] = field(default_factory=dict)
     model_name: str = ""  # OpenAI style: what requests call it
-    extra_body: Mapping[str, Any] = field(default_factory=dict)  # OpenAI style
     cache_environment: Mapping[str, str] = field(default_factory=dict)  # empty: every start is as the first
     versions: Mapping[str, str] = field(default_factory=dict)
     is_peer: bool = True

@@ -11,23 +11,28 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bench.chaos.toy_model import write_byte_tokenizer
+from bench.compare import half_billion
 from bench.compare.__main__ import main
 from bench.compare.document import DEMO, FORMAT_VERSION, HALF_BILLION, Attempt, Column, Document, Memory, Start, read
 from bench.compare.document import write as write_document
 from bench.compare.figures import Row, rows_of
+from bench.compare.first_words import first_words
 from bench.compare.measure import Measurement
 from bench.compare.plan import Plan, chosen
 from bench.compare.rate_search import first_rung, ladder, next_rung, real_rate
 from bench.compare.run_server import running
 from bench.compare.write_up import table, write_up
+from bench.in_process import InProcessPrefill
 from bench.machine import CpuUse, read_machine
 from bench.marked_place import put_into
-from bench.peers.server import CACHES, PORT, Server
+from bench.peers.server import CACHES, PORT, Server, Style
 from bench.peers.workshop import PeerFailed
 from bench.process_tree import ticks_of_tree
 from bench.report import Distribution, Limits, Summary
 from bench.workload import Concurrency, Group, Poisson, Workload
 from messages import ConfigError
+from settings import load_settings
 
 W4 = Group("all", Poisson(4.0), 256, 64, duration_s=25.0)
 EMPTY = Distribution(0, None, None, None, None, None)
@@ -234,7 +239,7 @@ def test_options_that_do_not_fit_are_exit_status_2() -> None:
 SCRIPTED = (sys.executable, "-m", "tests.bench.scripted_server", PORT)
 
 
-def scripted(name: str, style: str) -> Server:
+def scripted(name: str, style: Style) -> Server:
     model_name = "m" if style == "openai" else ""
     return Server(name, "16-bit", SCRIPTED, style, model_name=model_name, is_peer=style == "openai")
 
@@ -301,6 +306,33 @@ def test_the_second_start_finds_what_the_first_has_left(tmp_path: Path) -> None:
     with pytest.raises(PeerFailed, match="found code"):
         asyncio.run(Measurement(made, plan, server, HALF_BILLION, 0, lambda line: None, tmp_path).run(tmp_path))
     assert [start.is_first for start in made.starts] == [True]
+
+
+@pytest.mark.parametrize("style", ["lightllm", "openai"])
+def test_the_first_words_are_what_the_server_answers(style: Style, tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+
+    async def ask() -> str:
+        async with running(scripted("any", style)) as this:
+            return await first_words(this, tmp_path)
+
+    assert asyncio.run(ask()) == "x" * 12
+
+
+def test_the_random_checkpoint_is_one_that_the_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"HIDDEN": 64, "NUM_LAYERS": 2, "NUM_HEADS": 4, "NUM_KV_HEADS": 2, "HEAD_DIM": 16, "INTERMEDIATE": 96}
+    for name, size in (sizes | {"VOCABULARY": 512}).items():
+        monkeypatch.setattr(half_billion, name, size)
+    demo, target = tmp_path / "demo", tmp_path / "models" / "random"
+    demo.mkdir()
+    write_byte_tokenizer(demo)
+    (demo / "tokenizer_config.json").write_text("{}")
+    half_billion.make_half_billion(target, demo)
+    written = (target / "model.safetensors").stat().st_mtime_ns
+    half_billion.make_half_billion(target, demo)
+    assert (target / "model.safetensors").stat().st_mtime_ns == written  # made once
+    settings = load_settings({"model": {"path": str(target), "device": "cpu"}})
+    assert InProcessPrefill(settings, 16, 1, lambda line: None).prefill([1, 2, 3]) > 0
 
 
 def test_nothing_of_a_server_is_left() -> None:
