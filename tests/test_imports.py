@@ -49,6 +49,8 @@ MAY_IMPORT_UNDER: dict[str, set[str]] = {
     "bench/doctor": {"kernels", "engine", "kv_transfer"},
     # Workers without a model, beside the Redis that `pdq serve` brings along.
     "bench/relay": {"broker", "cli", "telemetry"},
+    # A cluster whose workers sleep in place of computing.
+    "bench/scaling": {"broker", "cli", "engine"},
     # Those who read what comes through Redis.
     "bench/chaos/fuzz.py": {"broker", "kv_transfer"},
     # A cluster in one thread: the rooms' own loops, stepped.
