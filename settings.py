@@ -64,6 +64,11 @@ class ModelSettings(Section):
     cache_dir: Path = Field(
         Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True
     )
+    share_weights: bool = Field(
+        True,
+        description="Whether workers on a CPU map their packed weights from a file in cache_dir, so that a host has "
+        "them in memory once; else each has a copy.",
+    )
 
 
 class KVSettings(Section):

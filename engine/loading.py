@@ -12,6 +12,7 @@ from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
+from engine.packed_weights import PackedWeights
 from engine.pool_size import num_blocks_of
 from engine.ranks import Ranks
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
@@ -63,7 +64,14 @@ def load_part(
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)
-    model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"), communicator)
+    packed = None
+    if device.type == "cpu" and settings.model.share_weights:
+        packed = PackedWeights(settings.model.cache_dir.expanduser() / "weights", report)
+
+    def progress(share: float) -> None:
+        report(f"loading weights {share:.0%}")
+
+    model = load_model(model_dir, dtype, device, progress, communicator, packed)
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":
         report(
