@@ -79,7 +79,15 @@ class KVSettings(Section):
     num_blocks: Count | None = Field(
         None, description="Blocks in the pool; empty: sized from pool_bytes or gpu_memory_fraction."
     )
-    pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
+    pool_bytes: Count = Field(1 << 30, description="Most bytes of KV pool per worker on a CPU.")
+    first_bytes: Count = Field(
+        128 << 20,
+        description="Bytes of it that a CPU worker takes at its start; more when sequences need it.",
+    )
+    cache_bytes: Limit = Field(
+        384 << 20,
+        description="Bytes up to which it also takes more to keep cached prefixes, which beyond make room instead.",
+    )
     gpu_memory_fraction: float = Field(
         0.85,
         gt=0,
