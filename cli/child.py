@@ -87,7 +87,7 @@ async def open_output() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, in
 
 
 async def start_child(command: Sequence[str], environment: Mapping[str, str]) -> Running:
-    """Start `command`. Call it on the main thread: the kernel counts the death of the starting thread as the parent's."""
+    """Start `command`. Call it on the main thread: the kernel takes the starting thread's death for the parent's."""
     output, pipe, write_end = await open_output()
     try:
         process = await asyncio.create_subprocess_exec(

@@ -65,7 +65,7 @@ def nursery_child(state_dir: Path) -> ChildSpec:
 
 
 def cluster_children(knobs: Overrides, num_workers: dict[Role, int], nursery: Path | None = None) -> list[ChildSpec]:
-    """The workers, forked by a nursery where there is one, and the API: it goes first and drains, the workers follow."""
+    """The workers, of a nursery where there is one, and the API: it goes first and drains, the workers follow."""
     variables = environment(knobs)
     workers = [
         ChildSpec(

@@ -18,6 +18,8 @@ from cli.child import ChildSpec, Running, open_output, pdq_command, start_child
 from cli.nursery import LONGEST_ORDER_BYTES, Born, Order
 
 PR_SET_CHILD_SUBREAPER = 36
+LISTENING_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 0.01
 ORDER_TIMEOUT_S = 60.0  # the first one waits for the nursery's imports
 
 _adopting = threading.Lock()
@@ -49,6 +51,14 @@ class ForkedProcess:
         """Ask it to end."""
         if self.returncode is None:
             os.kill(self.pid, signal.SIGTERM)
+
+
+async def wait_until_listening(nursery: Path, timeout_s: float = LISTENING_TIMEOUT_S) -> None:
+    """Return once it takes orders, which is before it can carry them out; or after `timeout_s`."""
+    for _ in range(round(timeout_s / LOOK_EVERY_S)):
+        if await asyncio.to_thread(nursery.exists):
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def start(spec: ChildSpec) -> Running:

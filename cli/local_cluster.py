@@ -19,6 +19,7 @@ from broker.client import Broker, display_url, open_broker
 from cli.banner import Facts, banner, model_dtype, waiting_for
 from cli.cluster_plan import cluster_children, nursery_child, nursery_path, redis_child, shared_knobs
 from cli.embedded_redis import find_redis_server, redis_url, wait_until_answering
+from cli.forked_child import wait_until_listening
 from cli.health import api_problem, in_url
 from cli.janitor import Janitor
 from cli.listen_port import reserve_port
@@ -88,6 +89,8 @@ class LocalCluster:
         is_terminal = self.screen.is_terminal
         knobs = shared_knobs(self.settings, model_dir, name, url, is_terminal, self.make_secret(), has_room)
         redis = self.settings.redis.model_copy(update={"url": url})
+        if nursery is not None:
+            await wait_until_listening(nursery)
         async with open_broker(redis, self.settings.queue, self.settings.stream) as broker:
             children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers, nursery)]
             counted = ", ".join(f"{count} {role}" for role, count in self.num_workers.items())

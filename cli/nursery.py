@@ -43,8 +43,10 @@ class Born(msgspec.Struct, frozen=True):
 def main(path: str) -> None:
     """Listen at once, so that orders wait for the imports; then fork. In a worker: run its command."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
+        # It appears under its name when it takes orders, in place of one that died.
+        listener.bind(f"{path}.new")
         listener.listen(NUM_WAITING_ORDERS)
+        os.rename(f"{path}.new", path)
         _load()
         order = _serve(listener)
     os.environ.update(order.environment)

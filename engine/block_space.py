@@ -1,7 +1,7 @@
 """A worker's KV blocks: the allocator and, where there is one, the prefix cache that gives way to it.
 
-Of a pool that grows, the allocator has the blocks that are ready. Cached blocks are given up before it grows beyond what
-the cache may take, so that prefixes of an hour ago do not hold memory that no sequence needs.
+Of a pool that grows, the allocator has the blocks that are ready. Cached blocks are given up before it grows beyond
+what the cache may take, so that prefixes of an hour ago do not hold memory that no sequence needs.
 
 Both workers take, share and return blocks here and nowhere else. Knows no tensor and no sequence.
 """
@@ -16,9 +16,7 @@ from engine.prefix_cache import PrefixCache
 class BlockSpace:
     """`num_blocks` blocks of `block_size` tokens. Blocks only the cache holds count as free."""
 
-    def __init__(
-        self, num_blocks: int, block_size: int, prefix_cache: bool, growth: BlockGrowth | None = None
-    ) -> None:
+    def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool, growth: BlockGrowth | None = None) -> None:
         """`growth`: of a pool of which not all blocks are ready."""
         self._num_blocks = num_blocks
         self.block_size = block_size

@@ -203,7 +203,7 @@ def _write(path: Path, key: str, weights: ModelWeights) -> None:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _write_parts(file: FileIO, parts: list[tuple[int, memoryview]], num_bytes: int) -> None:

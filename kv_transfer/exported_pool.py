@@ -37,7 +37,11 @@ class ExportedPool:
         reach_hosts: bool = True,
         first_blocks: int | None = None,
     ) -> None:
-        """`first_blocks`: see `KVSender.create`. `reach_hosts`: whether other hosts can pull too, where `settings` have a network. Raises DeviceError."""
+        """`first_blocks`: see `KVSender.create`. `reach_hosts`: whether other hosts can pull too, where
+        `settings` have a network.
+
+        Raises DeviceError.
+        """
         self.sender = KVSender.create(
             worker_id, num_blocks, block_bytes, layout_hash, max_offers, driver, summer, first_blocks
         )
