@@ -64,10 +64,13 @@ class ModelSettings(Section):
     cache_dir: Path = Field(
         Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True
     )
+    weights_dir: Path | None = Field(
+        None, description="Where packed weights are kept, each model's in one file; empty: `weights` in cache_dir."
+    )
     share_weights: bool = Field(
         True,
-        description="Whether workers on a CPU map their packed weights from a file in cache_dir, so that a host has "
-        "them in memory once; else each has a copy.",
+        description="Whether workers on a CPU map their packed weights from that file, so that a host has them in "
+        "memory once; else each has a copy.",
     )
 
 

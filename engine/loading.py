@@ -66,7 +66,8 @@ def load_part(
     communicator = join(device)
     packed = None
     if device.type == "cpu" and settings.model.share_weights:
-        packed = PackedWeights(settings.model.cache_dir.expanduser() / "weights", report)
+        directory = settings.model.weights_dir or settings.model.cache_dir / "weights"
+        packed = PackedWeights(directory.expanduser(), report)
 
     def progress(share: float) -> None:
         report(f"loading weights {share:.0%}")
