@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+
 from bench.footprint import KINDS, Start, footprints, memory_table, name_of, pss_by_kind
 from tests.end_to_end.cluster import ROOT
 from tests.tiny_models import tiny_model
