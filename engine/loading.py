@@ -1,12 +1,12 @@
 """From settings to a model in memory and the shape of its KV pool. Knows files and devices; knows no queue."""
 
-import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
+import freed_memory
 from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.kv_pool import KVLayout, KVPool
@@ -74,7 +74,7 @@ def load_part(
         report(f"loading weights {share:.0%}")
 
     model = load_model(model_dir, dtype, device, progress, communicator, packed)
-    _give_back_freed_memory()
+    freed_memory.give_back()  # what packing needed: half a gigabyte for a model of 135 million floats
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":
         report(
@@ -100,13 +100,6 @@ def decode_graphs(settings: Settings, model: Model, pool: KVPool, report: Callab
         return None
     longest = min(settings.model.max_total_tokens, model.config.max_position_embeddings)
     return DecodeGraphs(model, pool, settings.decode.max_running, longest, CudaDevice(model.device), report)
-
-
-def _give_back_freed_memory() -> None:
-    """What packing needed besides: the C library keeps it, half a gigabyte for a model of 135 million floats."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _device(settings: Settings, shard: Shard) -> torch.device:
