@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOT_MODULES = {"settings", "messages", "telemetry"}
+ROOT_MODULES = {"settings", "messages", "telemetry", "freed_memory"}
 MAY_IMPORT: dict[str, set[str]] = {
     "messages": set(),
+    "freed_memory": set(),
     "settings": {"messages"},
     "telemetry": {"settings"},
     "kernels": set(),
