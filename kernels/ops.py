@@ -80,7 +80,8 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     kernels = CpuOps(library, dtype)
     pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
     linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
-    weights_layout = "panels"
+    # Any change of the sources may change what panels are.
+    weights_layout = f"panels {cpu_build.source_key()}"
     if packed_linear.has_bfloat16_units(dtype):
         # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
         pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
