@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build, packed_linear, reference
-from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
+from kernels.cpu_linear import FloatLinear, PanelLinear, PanelWeight
+from kernels.cpu_ops import SUFFIXES, CpuOps
 from kernels.packed_linear import TwofoldWeight
+from kernels.panels import Packer, PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
-LinearWeight = Tensor | TwofoldWeight | PanelWeight | QuantizedWeight
+LinearWeight = Tensor | TwofoldWeight | PanelWeight | PanelMatrix | QuantizedWeight
 
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
@@ -46,6 +48,8 @@ class Ops:
     # What `pack_linear` makes, by name: where names are equal, so are the bytes, and others may map them from a file.
     # Empty: they mean nothing outside this process.
     weights_layout: str = ""
+    # What packs weights of 8 and 4 bits that `linear` takes too, where it does.
+    packer: Packer | None = None
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -78,17 +82,10 @@ def plain_ops(device: torch.device, dtype: torch.dtype) -> Ops:
 def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     """The C++ kernels of `kernels/cpu/`: float32 or bfloat16 on this machine's CPU."""
     kernels = CpuOps(library, dtype)
-    pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
-    linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
-    # Any change of the sources may change what panels are.
-    weights_layout = f"panels {cpu_build.source_key()}"
-    if packed_linear.has_bfloat16_units(dtype):
-        # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
-        pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
-        weights_layout = ""
+    linears = FloatLinear(library) if dtype == torch.float32 else PanelLinear(library)
     return Ops(
-        pack_linear=pack,
-        linear=linear,
+        pack_linear=linears.pack,
+        linear=linears.linear,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         rope=kernels.rope,
@@ -97,5 +94,7 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
-        weights_layout=weights_layout,
+        packer=linears.packer if isinstance(linears, PanelLinear) else None,
+        # Any change of the sources may change what panels are.
+        weights_layout=f"panels {cpu_build.source_key()}",
     )
