@@ -104,6 +104,7 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
-        weights_layout="panels",
         packer=linears.packer if isinstance(linears, PanelLinear) else None,
+        # Any change of the sources may change what panels are.
+        weights_layout=f"panels {cpu_build.source_key()}",
     )
