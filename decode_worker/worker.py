@@ -66,6 +66,7 @@ class DecodeWorker:
         self.block_size = settings.kv.block_size
         self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
         self.unpublished: list[Output] = []  # of the last step
+        self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.stopping = asyncio.Event()
@@ -100,33 +101,49 @@ class DecodeWorker:
     async def step(self) -> None:
         """Everybody who fits decodes one token, while those of the step before are published. Who has got its last one
         leaves."""
-        self.batch.take_joined()
         began = time.perf_counter()
-        batch = await self.next_batch()
-        self.show()
+        batch = self.prepared if self.prepared is not None and not self.batch.joining else await self.next_batch()
         if not batch:
             await self.settle()
             return
-        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
         sequences = [one.sequence for one in batch]
         computing = asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
+        self.show()
         refused = await self.publish()
+        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
+        self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
+        can_go_on = not refused and self.prepare()
         sampled = await computing
         self.retire(refused)  # not sooner: the step wrote into their blocks
-        self.unpublished = [
-            output for output in take_over(batch, sampled, self.runner.eos_token_ids) if output.one not in refused
-        ]
+        outputs = take_over(batch, sampled, self.runner.eos_token_ids)
+        self.unpublished = [output for output in outputs if output.one not in refused]
         self.retire(output.one for output in self.unpublished if output.is_last)
+        self.prepared = self.running if can_go_on else None
         self.pace.note(time.perf_counter() - began, 1)
-        self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
 
     def show(self) -> None:
         """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""
         if not self.admission.is_pull_stuck:
             self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
+    def prepare(self) -> bool:
+        """While a step computes: whether all of its batch that goes on can make the next one, with blocks for it. Then
+        that one has not to wait for anything but this one's tokens."""
+        if self.leaving() or any(one.is_suspect for one in self.running):
+            return False
+        needs = [
+            -(-(one.sequence.num_tokens + 1) // self.block_size) - len(one.sequence.block_table) for one in self.running
+        ]
+        if sum(needs) > self.space.num_free:
+            return False
+        for one, missing in zip(self.running, needs, strict=True):
+            if missing:
+                one.sequence.block_table += self.space.allocate(missing)
+        return True
+
     async def next_batch(self) -> list[Running]:
         """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
+        self.batch.take_joined()
         leaving, plan = self.leaving(), self.plan()
         if leaving or plan.preempt or any(one.is_suspect for one in self.running):
             # Who goes elsewhere takes along what its stream has, and whoever dies of a suspect has told all it had.

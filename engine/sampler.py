@@ -98,10 +98,12 @@ def _greedy(logits: Tensor) -> list[Sampled]:
     """The largest logit of each row; argmax takes the first of equals. logits: [R, V]."""
     if not len(logits):
         return []
-    token_ids = logits.argmax(dim=-1, keepdim=True)
+    # torch's argmax is not vectorized on a CPU: 16 rows of 49,152 take 1.5 ms, numpy's 0.05 ms.
+    is_here = logits.device.type == "cpu"
+    token_ids = torch.from_numpy(logits.numpy().argmax(axis=-1)) if is_here else logits.argmax(dim=-1)
     # log_softmax works row by row; a sum over one long row is split between threads and rounds by batch size.
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, token_ids)
-    return to_sampled(token_ids.squeeze(-1).tolist(), logprobs.squeeze(-1).tolist())
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, token_ids.unsqueeze(-1))
+    return to_sampled(token_ids.tolist(), logprobs.squeeze(-1).tolist())
 
 
 def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:
