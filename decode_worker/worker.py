@@ -24,6 +24,7 @@ from decode_worker.pool import open_pool
 from decode_worker.running import Running
 from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
+from decode_worker.step_turns import StepTurns
 from engine.block_space import BlockSpace
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
@@ -59,8 +60,11 @@ class DecodeWorker:
         receiver: KVReceiver | ShardReceiver,
         seal: Seal | None = None,
         sender: KVSender | None = None,
+        turns: StepTurns | None = None,
     ) -> None:
-        """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops."""
+        """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops. `turns`:
+        by which `receiver` waits."""
+        self.turns = turns or StepTurns()
         self.settings, self.broker, self.board, self.heartbeat = settings, broker, board, heartbeat
         self.runner, self.space = runner, space
         self.block_size = settings.kv.block_size
@@ -89,9 +93,11 @@ class DecodeWorker:
                 if not self.batch.num_here:
                     await self.publish()  # of those who have just ended
                 if not self.batch.num_here:
+                    self.turns.rest()
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
+            self.turns.rest()
             await self.settle()
             await self.leave()
             following.cancel()
@@ -107,6 +113,7 @@ class DecodeWorker:
             await self.settle()
             return
         sequences = [one.sequence for one in batch]
+        self.turns.begin_step()
         computing = asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
         self.show()
         refused = await self.publish()
@@ -258,12 +265,16 @@ async def work(
     """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     num_blocks, model, ranks = loaded.num_blocks, loaded.model, loaded.ranks
     seal = open_seal(settings.kv_transfer, log.warning)
+    turns = StepTurns()
+    between_slices = turns.wait if model.device.type == "cpu" else None  # a GPU's copies take no cores from its steps
     with ExitStack() as stack:
         pool, exported = await on_passing_thread(open_pool, settings, board.worker_id, loaded)
         if exported is not None:
             stack.enter_context(exported)
             board.export = seal.seal_export(exported.export)
-        receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
+        receiver = await on_passing_thread(
+            start_receiver, settings.kv_transfer, board.worker_id, loaded, between_slices
+        )
         stack.callback(receiver.close)
         if ranks is not None:
             ranks.serve(num_blocks)
@@ -274,7 +285,7 @@ async def work(
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         sender = None if exported is None else exported.sender
-        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender)
+        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns)
         worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
