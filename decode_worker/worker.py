@@ -25,6 +25,7 @@ from decode_worker.running import Running
 from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from decode_worker.step_turns import StepTurns
+from engine.block_growth import growth_of
 from engine.block_space import BlockSpace
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
@@ -283,8 +284,11 @@ async def work(
         heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
-        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
         sender = None if exported is None else exported.sender
+        growth = None
+        if sender is not None:
+            growth = growth_of(settings.kv, pool.layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
+        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False, growth=growth)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns)
         worker.stopping = listen()
         board.max_running = settings.decode.max_running
