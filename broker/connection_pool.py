@@ -29,7 +29,7 @@ class WaitingPool(ConnectionPool):
         except TimeoutError:
             raise ConnectionError(f"no connection to Redis was free for {self._wait_s:g} s") from None
         # Whoever fails from here on gives its connection back, and so its place.
-        connection: AbstractConnection = await super().get_connection(*args, **options)
+        connection: AbstractConnection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
         return connection
 
     async def release(self, connection: AbstractConnection) -> None:
