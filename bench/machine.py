@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.process_tree import cpu_of_tree_s
+
 PACKAGES = ("pdq", "torch", "triton", "transformers", "tokenizers", "redis", "uvicorn", "uvloop", "fastapi")
 CLEAN_SHARE = 0.04  # of the machine's CPU time; others using more makes a run not clean
 
@@ -85,28 +87,6 @@ class CpuClock:
     def _now(self) -> tuple[float, float, float | None, float | None]:
         server_s = None if self._server_pid is None else cpu_of_tree_s(self._server_pid)
         return time.perf_counter(), time.process_time(), server_s, _machine_busy_s()
-
-
-def cpu_of_tree_s(root_pid: int) -> float | None:
-    """CPU seconds of a process, its descendants and those it has waited for. None when it is not there."""
-    children: dict[int, list[int]] = {}
-    ticks: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            values = path.read_text().rpartition(")")[2].split()  # the name before it may hold blanks
-        except OSError:
-            continue  # it has ended meanwhile
-        pid = int(path.parent.name)
-        children.setdefault(int(values[1]), []).append(pid)
-        ticks[pid] = sum(int(value) for value in values[11:15])  # utime, stime, cutime, cstime
-    if root_pid not in ticks:
-        return None
-    total, found = 0, [root_pid]
-    while found:
-        pid = found.pop()
-        total += ticks[pid]
-        found.extend(children.get(pid, ()))
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _machine_busy_s() -> float | None:

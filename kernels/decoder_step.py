@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.panels import CMatrix, PanelMatrix
+from kernels.panels import NativeMatrix, PanelMatrix
 
 VECTOR = 8  # elements; heads are whole ones of it
 
 
 class _Linear(Structure):
-    _fields_ = [("matrix", CMatrix), ("bias", c_void_p)]
+    _fields_ = [("matrix", NativeMatrix), ("bias", c_void_p)]
 
 
 class _Layer(Structure):
@@ -128,7 +128,7 @@ class DecoderStep:
             self._layers,
             decoder.embedding.data_ptr(),
             decoder.final_norm.data_ptr(),
-            _Linear(CMatrix(None, 0, 0, 0), None) if decoder.head is None else _linear(decoder.head),
+            _Linear(NativeMatrix(None, 0, 0, 0), None) if decoder.head is None else _linear(decoder.head),
             len(decoder.layers),
             decoder.hidden_size,
             decoder.num_heads,
@@ -198,7 +198,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def _linear(linear: PanelLinear) -> _Linear:
     assert linear.bias is None or linear.bias.shape == (linear.matrix.outs,)
-    return _Linear(linear.matrix.as_c(), _pointer(linear.bias))
+    return _Linear(linear.matrix.native, _pointer(linear.bias))
 
 
 def _layer(layer: PanelLayer) -> _Layer:

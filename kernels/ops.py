@@ -49,6 +49,9 @@ class Ops:
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
     takes_quantized: bool = False
+    # What `pack_linear` makes, by name: where names are equal, so are the bytes, and others may map them from a file.
+    # Empty: they mean nothing outside this process.
+    weights_layout: str = ""
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -83,6 +86,7 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     kernels = CpuOps(library, dtype)
     pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
     linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
+    weights_layout = "panels"
     if packed_linear.has_bfloat16_units(dtype):
         # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
         pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
@@ -101,4 +105,5 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
+        weights_layout=weights_layout,
     )
