@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from bench.relay.stream_bytes import Reads, is_whole
+from bench.relay.stream_bytes import Reads, is_begun, is_whole
 from messages import PdqError
 
 _READ_BYTES = 1 << 16
@@ -68,6 +68,12 @@ class Streams:
     def num_answered(self) -> int:
         """Streams of which something has arrived."""
         return sum(1 for reads in self._reads.values() if reads)
+
+    def check_begun(self) -> None:
+        """Raises StreamsLost when one was refused."""
+        for reads in self._reads.values():
+            if not is_begun(reads[0][1]):
+                raise StreamsLost(f"a stream was refused: {reads[0][1][:300]!r}")
 
     @property
     def all_ended(self) -> bool:

@@ -4,6 +4,7 @@ Knows processes and pipes; knows no figures.
 """
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -46,7 +47,10 @@ class Cluster:
         self._pipe("stdin").flush()
 
     def answer(self) -> bytes:
-        """The worker's next line; waits for it. Raises ClusterFailed."""
+        """The worker's answer to the last order; waits for it. Raises ClusterFailed."""
+        is_there, _, _ = select.select([self._pipe("stdout")], [], [], START_TIMEOUT_S)
+        if not is_there:
+            raise ClusterFailed(f"the simulated worker says nothing: {self.log_tail('worker')}")
         line = self._pipe("stdout").readline()
         if not line:
             raise ClusterFailed(f"the simulated worker ended: {self.log_tail('worker')}")

@@ -28,6 +28,7 @@ def measure(cluster: Cluster, case: Case) -> Result:
         for _ in range(case.num_streams):
             streams.begin(request)
         streams.read_until(lambda: streams.num_answered == case.num_streams, QUIET_S)
+        streams.check_begun()
         cluster.answer()  # it has taken all of them
         gc.collect()
         gc.disable()  # what is kept grows and nothing of it is garbage

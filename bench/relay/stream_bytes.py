@@ -15,6 +15,11 @@ _STATUS_OK = b"HTTP/1.1 200 "
 _END = b"0\r\n\r\n"
 
 
+def is_begun(first_read: bytes) -> bool:
+    """Whether a response that begins so brings a stream."""
+    return first_read.startswith(_STATUS_OK)
+
+
 def is_whole(last_read: bytes) -> bool:
     """Whether a response ends with this read."""
     return last_read.endswith(_END)
@@ -24,7 +29,7 @@ def token_times(reads: Reads) -> list[int]:
     """For each token its arrival, that of the frame's last byte. Raises ValueError when the stream is not what it
     should be: status 200, tokens 1, 2, 3 and so on, each once, `length` at the end."""
     body = b"".join(data for _, data in reads)
-    if not body.startswith(_STATUS_OK):
+    if not is_begun(body):
         raise ValueError(f"answered {body[:200]!r}")
     ends = list(accumulate(len(data) for _, data in reads))
     times = []

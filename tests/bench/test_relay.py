@@ -11,7 +11,7 @@ from bench.cli import app
 from bench.relay.case import LEAST_STEPS, Case, flat_out, paced
 from bench.relay.cli import HEADER, row_of
 from bench.relay.latency import Broken, WorkerReport, latencies_ns, result_of
-from bench.relay.stream_bytes import is_whole, token_times
+from bench.relay.stream_bytes import is_begun, is_whole, token_times
 from tests.api.tiny_models import BYTE_LEVEL_CONFIG, byte_level_tokenizer, write_model
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -47,6 +47,7 @@ def test_a_token_arrives_with_the_last_byte_of_its_frame() -> None:
         WHOLE.index(b"\n\n", WHOLE.index(b'output_tokens":%d' % count)) + 1 for count in (1, 2, 3)
     ]
     assert is_whole(END) and not is_whole(frame(1))
+    assert is_begun(WHOLE) and not is_begun(b"HTTP/1.1 503 Busy\r\n")
 
 
 @pytest.mark.parametrize(
