@@ -1,6 +1,6 @@
 """What a cluster of `pdq serve` takes: memory by process and by kind, and when each part of its start was done.
 
-    python -m bench.footprint [--load w2] [-- OPTIONS OF PDQ SERVE]
+    python -m bench.footprint [--load w2] [--kills 3] [-- OPTIONS OF PDQ SERVE]
 
 Memory is PSS: a page that n processes map counts 1/n in each, so the sum counts every page once. Knows /proc and the
 lines that `pdq serve` writes; knows nothing of what runs in it.
@@ -31,6 +31,7 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 class Footprint:
     """One process at one moment."""
 
+    pid: int
     name: str
     pss_bytes: dict[str, int]  # by kind
     cpu_s: float
@@ -111,7 +112,7 @@ def footprints(root_pid: int) -> list[Footprint]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")
         except OSError:
             continue
-        found.append(Footprint(name_of(command), pss_by_kind(smaps), cpu_s[pid]))
+        found.append(Footprint(pid, name_of(command), pss_by_kind(smaps), cpu_s[pid]))
     return found
 
 
@@ -161,23 +162,41 @@ def run_serve(options: list[str]) -> tuple["subprocess.Popen[str]", Start]:
             serve.kill()
     if not start.url:
         raise SystemExit("".join(said[-20:]) + "\npdq serve did not start")
-    Thread(target=_drain, args=(serve.stdout,), daemon=True).start()
+    Thread(target=_follow, args=(serve.stdout, start, began), daemon=True).start()
     return serve, start
 
 
-def _drain(lines: Iterator[str]) -> None:
-    for _ in lines:
-        pass
+def _follow(lines: Iterator[str], start: Start, began: float) -> None:
+    for line in lines:
+        start.see(line.rstrip(), time.monotonic() - began)
+
+
+def restart_s(root_pid: int, start: Start) -> float:
+    """Seconds from the SIGKILL of a decode worker until it is ready again."""
+
+    def times_ready() -> int:
+        return sum(event == "decode 0 ready" for event, _ in start.events)
+
+    (decode,) = (one for one in footprints(root_pid) if one.name == "decode")
+    before, began = times_ready(), time.monotonic()
+    os.kill(decode.pid, signal.SIGKILL)
+    while times_ready() == before:
+        if time.monotonic() - began > LONGEST_START_S:
+            raise SystemExit("the killed worker did not come back")
+        time.sleep(0.005)
+    return time.monotonic() - began
 
 
 def main() -> None:
     """Start, look, load, look again, stop."""
     parser = argparse.ArgumentParser(prog="python -m bench.footprint", description=__doc__.splitlines()[0])
     parser.add_argument("--load", default="", help="A workload of `pdq bench` to run before the second look, or more.")
+    parser.add_argument("--kills", type=int, default=0, help="How often to kill the decode worker.")
     parser.add_argument("--json", type=Path, help="Where to keep the figures.")
     parser.add_argument("options", nargs="*", help="Options of `pdq serve`, behind --.")
     arguments = parser.parse_args()
     serve, start = run_serve(arguments.options)
+    num_events = len(start.events)
     try:
         looks = {"after the start": footprints(serve.pid)}
         if arguments.load:
@@ -185,16 +204,21 @@ def main() -> None:
             bench = [sys.executable, "-P", "-m", "cli", "bench", "--url", start.url, "--workload", workload, *more]
             subprocess.run(bench, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
             looks[f"after {arguments.load}"] = footprints(serve.pid)
+        restarts_s = [restart_s(serve.pid, start) for _ in range(arguments.kills)]
     finally:
         serve.send_signal(signal.SIGTERM)
         serve.wait()
     write = sys.stdout.write
-    write(start_table(start.events) + "\n")
+    write(start_table(start.events[:num_events]) + "\n")
+    if restarts_s:
+        said = ", ".join(f"{one:.2f}" for one in restarts_s)
+        write(f"\nA killed decode worker was ready again after {said} s.\n")
     for title, processes in looks.items():
         write(f"\nMemory {title}\n\n{memory_table(processes)}\n")
     if arguments.json:
         kept = {
-            "start_s": dict(start.events),
+            "start_s": dict(start.events[:num_events]),
+            "restarts_s": restarts_s,
             "memory": {
                 title: [{"process": one.name, "cpu_s": one.cpu_s, **one.pss_bytes} for one in processes]
                 for title, processes in looks.items()

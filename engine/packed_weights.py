@@ -23,16 +23,17 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from enum import Enum
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import torch
 from torch import Tensor
 
 from engine.model import LayerWeights, Linear, ModelWeights
-from kernels.cpu_ops import PanelWeight
+from kernels.ops import LinearWeight
 from telemetry import get_logger
 
 log = get_logger()
@@ -47,7 +48,11 @@ SMALLEST_BYTES = 32 << 20  # of a checkpoint; below, a copy per worker is less t
 MADV_POPULATE_READ = 22
 LONGEST_HEADER_BYTES = 64 << 20
 
-TYPES: dict[str, type] = {kind.__name__: kind for kind in (ModelWeights, LayerWeights, Linear, PanelWeight)}
+TYPES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (ModelWeights, LayerWeights, Linear, *get_args(LinearWeight))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "uint8", "int8", "int32", "int64")}
 _PREFIX = struct.Struct(f"<{len(MAGIC)}sQ32s")  # magic word, length of the header, its sha256
 
@@ -237,6 +242,8 @@ def _tree_of(node: Any, tensors: list[Tensor]) -> Any:
         assert TYPES[name] is type(node)
         fields = {field.name: _tree_of(getattr(node, field.name), tensors) for field in dataclasses.fields(node)}
         return {"type": name, "fields": fields}
+    if isinstance(node, Enum):
+        return node.value
     assert node is None or type(node) in (int, str), f"{node!r} cannot be kept in a file"
     return node
 
@@ -251,7 +258,11 @@ def _made_of(tree: Any, tensors: list[Tensor]) -> Any:
         case {"tuple": parts}:
             return tuple(_made_of(part, tensors) for part in parts)
         case {"type": name, "fields": fields}:
-            return TYPES[name](**{name: _made_of(part, tensors) for name, part in fields.items()})
+            made = {field: _made_of(part, tensors) for field, part in fields.items()}
+            for field, wanted in get_type_hints(TYPES[name]).items():
+                if isinstance(wanted, type) and issubclass(wanted, Enum):
+                    made[field] = wanted(made[field])
+            return TYPES[name](**made)
     return tree
 
 

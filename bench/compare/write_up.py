@@ -32,8 +32,9 @@ def write_up(document: Document) -> str:
     num_rounds = 1 + max((one.round for one in document.attempts), default=0)
     limits = f"TTFT {document.limits.ttft_ms:g} ms and TPOT {document.limits.tpot_ms:g} ms"
     facts = (
-        f"Measured {machine.measured_at[:10]} on {machine.num_cores} cores of {machine.cpu_model}, "
-        f"{machine.memory_bytes / 1e9:.0f} GB, {machine.system}, Python {machine.python}; {num_rounds} round(s), "
+        f"Measured {machine.measured_at[:10]} on {machine.num_cores} cores of {machine.cpu_model} "
+        f"({', '.join(machine.cpu_features)}), {machine.memory_bytes / 1e9:.0f} GB, Python {machine.python}; "
+        f"{num_rounds} round(s), "
         f"{document.took_s / 60:.0f} minutes, client included. A rate is borne when 90 % of its requests are within "
         f"{limits}. Memory is PSS over the process tree. `{document.command}`"
     )

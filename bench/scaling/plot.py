@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 150, 36, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 176, 36, 44
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8c8c8c")  # told apart by colour-blind people too, on white and on black
 STYLE = (
     "text{font:12px sans-serif;fill:#333}.axis{stroke:#999}.grid{stroke:#ddd}.title{font-weight:bold}"

@@ -67,9 +67,10 @@ def test_a_start_is_followed_to_its_end() -> None:
 
 
 def test_it_measures_a_cluster() -> None:
-    command = [sys.executable, "-m", "bench.footprint", "--", "--model", str(tiny_model("llama").path)]
+    command = [sys.executable, "-m", "bench.footprint", "--kills", "1", "--", "--model", str(tiny_model("llama").path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     processes = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
     assert {"serve", "janitor", "nursery", "api", "prefill", "decode", "all"} <= set(processes)
+    assert "ready again after" in done.stdout
     assert "prefill 0 ready" in done.stdout and "/health says so" in done.stdout

@@ -18,8 +18,9 @@ from engine.packed_weights import FILES_KEPT, PackedWeights
 from engine.tensor_parallel import Shard
 from engine.weights import load_model
 from kernels import cpu_build
-from kernels.cpu_ops import PanelWeight
+from kernels.cpu_linear import PanelWeight
 from kernels.ops import plain_ops
+from kernels.panels import PanelMatrix
 from tests.tiny_models import greedy, prompts, tiny_model
 
 CPU = torch.device("cpu")
@@ -32,9 +33,9 @@ def every_model_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SMALLEST_BYTES", 0)
 
 
-def load(path: Path, directory: Path, said: list[str] | None = None) -> Model:
+def load(path: Path, directory: Path, said: list[str] | None = None, dtype: torch.dtype | None = None) -> Model:
     lines: list[str] = [] if said is None else said
-    return load_model(path, None, CPU, packed=PackedWeights(directory, lines.append))
+    return load_model(path, dtype, CPU, packed=PackedWeights(directory, lines.append))
 
 
 def files(directory: Path) -> list[Path]:
@@ -44,7 +45,7 @@ def files(directory: Path) -> list[Path]:
 def mapped_at(model: Model, path: Path) -> bool:
     """Whether the model's weights lie in a read-only, shared mapping of the file."""
     weight = model._weights.layers[1].down.weight
-    assert isinstance(weight, PanelWeight)
+    assert isinstance(weight, PanelWeight | PanelMatrix)
     address = weight.panels.data_ptr()
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(part, 16) for part in line.split()[0].split("-"))
@@ -59,18 +60,21 @@ def tokens_of(model: Model) -> list[list[int]]:
     return greedy(runner, prompts(3, 40), 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "llama_biased", "qwen3", "llama_reward", "qwen2_reward"])
-def test_a_second_load_maps_what_the_first_wrote_and_means_the_same(tmp_path: Path, name: str) -> None:
+def test_a_second_load_maps_what_the_first_wrote_and_means_the_same(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
     path = tiny_model(name).path
     said: list[str] = []
-    first = load(path, tmp_path, said)
+    first = load(path, tmp_path, said, dtype)
     assert any("writing" in line for line in said)
     (file,) = files(tmp_path)
     written = file.stat().st_mtime_ns, file.stat().st_ino
-    second = load(path, tmp_path, said := [])
+    second = load(path, tmp_path, said := [], dtype)
     assert said == [] and files(tmp_path) == [file] and file.stat().st_ino == written[1]
     assert mapped_at(first, file) and mapped_at(second, file)
-    private = load_model(path, None, CPU)
+    private = load_model(path, dtype, CPU)
     assert first.model_hash == second.model_hash == private.model_hash
     if not private.config.is_reward:
         assert tokens_of(second) == tokens_of(first) == tokens_of(private)
