@@ -34,6 +34,7 @@ from bench.options import (
 from bench.overload import overload
 from bench.prompts import PromptSource, prompt_source
 from bench.queue_path_cli import queue_path
+from bench.relay.cli import relay
 from bench.report import Limits, summarize
 from bench.result import FORMAT_VERSION, Run, command_line, raw_times, write_json
 from bench.step_bar import StepBar
@@ -44,6 +45,7 @@ from bench.workload import Overrides, Workload, build_workload, warmup_of
 app = typer.Typer(help="Measure a server: load, latencies, goodput.", invoke_without_command=True)
 app.command("queue-path")(queue_path)
 app.command("overload")(overload)
+app.command("relay")(relay)
 
 
 @app.callback()
