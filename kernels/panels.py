@@ -110,8 +110,8 @@ class Packer:
         minima = weight.minima.contiguous()
         assert codes.dtype == torch.uint8 and minima.shape == scales.shape and minima.dtype == torch.float16
         matrix = self._empty(Kind.INT4, ins, outs)
-        arguments = (codes.data_ptr(), scales.data_ptr(), minima.data_ptr(), ins, outs, matrix.panels.data_ptr())
-        self._int4(*arguments, torch.get_num_threads())
+        four_bits = (codes.data_ptr(), scales.data_ptr(), minima.data_ptr(), ins, outs, matrix.panels.data_ptr())
+        self._int4(*four_bits, torch.get_num_threads())
         return matrix
 
     def _empty(self, kind: Kind, ins: int, outs: int) -> PanelMatrix:
