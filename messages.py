@@ -227,6 +227,7 @@ class PrefillJob(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     hop: int  # how often the sequence changed queues; a job of an older hop is stale
     attempt: int = 0  # how many workers died or failed on it without progress
+    num_published: int = 0  # tokens in the stream when the job was made
 
 
 class KVHandle(msgspec.Struct, frozen=True, array_like=True):

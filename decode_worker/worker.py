@@ -18,6 +18,8 @@ from broker.status_board import StatusBoard
 from decode_worker.admission import Admission
 from decode_worker.batch import Batch, wait
 from decode_worker.drain import Drain
+from decode_worker.local_prefill import LocalPrefill
+from decode_worker.pace_probe import measure_pace
 from decode_worker.pool import open_pool
 from decode_worker.running import Running
 from decode_worker.scheduler import Demand, expected_stay_s, plan_step
@@ -41,6 +43,7 @@ from telemetry import get_logger
 log = get_logger()
 
 STEP_WINDOW = 32  # steps over which the time of one is taken
+HANDOFF_TRIPS = 4  # round trips to Redis of a hand-off: hand over, be told, take, release
 SEQUENCE_WINDOW = 32  # sequences over which the share of its max_new_tokens that one makes is taken
 
 
@@ -74,6 +77,17 @@ class DecodeWorker:
         self.admission = Admission(
             settings, broker, self.intake, self.batch, pool.tensor, receiver, seal, can_offer=sender is not None
         )
+        self.local = LocalPrefill(
+            settings,
+            broker,
+            board,
+            Intake(broker, broker.local_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue),
+            self.batch,
+            runner,
+            self.compute_thread,
+            read_step_s=lambda: self.pace.value,
+            read_way=lambda: (HANDOFF_TRIPS * self.admission.round_trip_s.value, self.admission.pull_rate.value),
+        )
         offers = None if sender is None else Offers(sender, space.free, seal)
         self.drain = Drain(settings, broker, board, self.intake, space, offers, self.compute_thread)
 
@@ -81,13 +95,16 @@ class DecodeWorker:
         """Until `stopping` is set; then hand every running sequence on."""
         async with asyncio.TaskGroup() as tasks:
             taking_in = tasks.create_task(self.admission.run(self.stopping))
+            prefilling = tasks.create_task(self.local.run(self.stopping))
             following = tasks.create_task(self.follow_cancels())
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
-            while not taking_in.done():
+            while not (taking_in.done() and prefilling.done()):
                 if not self.batch.num_here:
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
+                await self.local.step()
+            await self.local.leave()
             await self.leave()
             following.cancel()
 
@@ -125,9 +142,14 @@ class DecodeWorker:
             for one in self.running
         ]
         plan = plan_step(demands, self.space.num_free)
+        if plan.preempt and self.batch.prefilling:
+            await self.local.leave()  # who has not begun to speak gives way first
+            return await self.make_room()
         for position in plan.preempt:
             await self.preempt(self.running[position])
         self.batch.running = [self.running[position] for position in plan.decode]
+        if plan.preempt:
+            return await self.make_room()  # blocks that others share are not free with it
         for one in self.running:
             missing = one.sequence.num_blocks(self.block_size) - len(one.sequence.block_table)
             one.sequence.block_table += self.space.allocate(missing)
@@ -148,6 +170,9 @@ class DecodeWorker:
                 self.retire(one)
                 await self.intake.lost(one.claim)
             elif event.finish_reason is not None:
+                if not token.error:  # what gave no finite logits is not to be reused
+                    computed = one.sequence.token_ids[: one.sequence.num_computed_tokens]
+                    self.space.remember(computed, one.sequence.block_table)
                 self.retire(one)
                 await self.intake.done(one.claim)
             else:
@@ -235,9 +260,15 @@ async def work(
         heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
-        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False)
+        # On GPUs the pool leaves no room for a prefill step, and prefill is what they are many for.
+        can_prefill = model.device.type == "cpu" and not model.is_reward and settings.decode.local_prefill != "never"
+        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=can_prefill and settings.kv.prefix_cache)
         sender = None if exported is None else exported.sender
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender)
+        if can_prefill:
+            await on_passing_thread(measure_pace, runner, space, worker.local.pace)
+        else:
+            worker.local.turn_off()
         worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)

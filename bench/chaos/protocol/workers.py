@@ -28,7 +28,7 @@ from kv_transfer.host import host_id
 from kv_transfer.offers import Offer
 from kv_transfer.seal import Seal
 from kv_transfer.segment import sweep_segments
-from messages import Role
+from messages import DecodeJob, Role
 from prefill_worker.worker import PrefillWorker
 from settings import Settings
 
@@ -168,8 +168,9 @@ class SimulatedWorker:
         """Whether a sequence that it pulled from that worker has got on since."""
         worker = self.worker
         return isinstance(worker, DecodeWorker) and any(
-            one.claim.job.kv_handle.worker_id == owner
-            and one.sequence.num_tokens > one.claim.job.kv_handle.num_tokens + 1
+            isinstance(job := one.claim.job, DecodeJob)
+            and job.kv_handle.worker_id == owner
+            and one.sequence.num_tokens > job.kv_handle.num_tokens + 1
             for one in worker.running
         )
 

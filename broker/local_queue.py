@@ -1,0 +1,52 @@
+"""The queue of the prompts that decode workers prefill themselves, and how such a worker comes by them.
+
+A job gets here from the prefill queue when a worker looks (broker/lua/seek.lua), or at once when it is created and a
+worker waits for one (broker/lua/create.lua); it stays until its sequence has ended or is handed on. Knows no policy.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from broker.bid import Bid
+from broker.job_queue import MAX_BLOCK_MS, JobQueue, Row, fields_of
+from broker.keys import GROUP, LOCAL, Keys
+from broker.scripts import load_script
+from messages import PrefillJob, Priority, Role
+from settings import QueueSettings
+
+
+class LocalQueue(JobQueue[PrefillJob]):
+    """A JobQueue that `take`s by a bid."""
+
+    def __init__(
+        self,
+        client: Redis,
+        blocking_client: Redis,
+        keys: Keys,
+        settings: QueueSettings,
+        refuse: Callable[[str, int, str], Awaitable[None]],
+    ) -> None:
+        super().__init__(client, blocking_client, keys, settings, LOCAL, PrefillJob, refuse)
+        self.bid: Bid | None = (
+            None  # with which the next `take` seeks; None: it takes what lies here and waits for none
+        )
+        self._bids_key, self._sizes_key = keys.bids(), keys.active_sizes()
+        self._prefill_keys, self._local_keys = keys.queues(Role.PREFILL), keys.queues(LOCAL)
+        # The key of a token stream, around its request id.
+        self._before_id, self._after_id = keys.tokens("\n", 0).removesuffix("0").split("\n")
+
+    async def _fetch_or_wait(self, worker_id: str, count: int, block_ms: int, classes: Sequence[Priority]) -> list[Row]:
+        if self.bid is None:
+            return await super()._fetch_or_wait(worker_id, count, 0, classes)
+        block_ms = min(block_ms, MAX_BLOCK_MS)
+        rows: list[Any] = await load_script("seek").run(
+            self._redis,
+            [self._bids_key, self._sizes_key, *self._prefill_keys, *self._local_keys],
+            [GROUP, worker_id, self.bid.text(), block_ms, self._before_id, self._after_id],
+        )
+        if rows:
+            every = tuple(Priority)
+            return [(every[number - 1], entry_id, 1, fields_of(fields)) for number, entry_id, fields in rows]
+        return await self._wait(worker_id, block_ms, classes)
