@@ -91,13 +91,13 @@ class Intake(Generic[JobT]):
         """Up to `count` jobs of `classes`, the dead workers' first and without new ones; a suspect is the last of them.
         Waits at most `block_ms` (0: not at all) for new ones. A job whose time is over is ended here and not among
         them."""
-        # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
-        assert self._heartbeat.is_alive, "the heartbeat thread has ended"
-        entries: list[QueueEntry[JobT]] = []
-        if time.monotonic() >= self._reclaim_at:
-            entries = await self._reclaim(count, classes)
+        entries = await self._reclaim_if_due(count, classes)
         if not entries:
             entries = await self._queue.take(self._worker_id, count, block_ms, classes)
+        return await self._claims(entries)
+
+    async def _claims(self, entries: Sequence[QueueEntry[JobT]]) -> list[Claim[JobT]]:
+        """Those of the entries that there is something to do about, taken."""
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
@@ -118,6 +118,11 @@ class Intake(Generic[JobT]):
             else:
                 claims.append(claim)
         return claims
+
+    async def _reclaim_if_due(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
+        # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
+        assert self._heartbeat.is_alive, "the heartbeat thread has ended"
+        return await self._reclaim(count, classes) if time.monotonic() >= self._reclaim_at else []
 
     async def _reclaim(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
         """Dead workers' jobs, one after the other without a pause: every one of them has a client that waits."""

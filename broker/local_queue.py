@@ -4,13 +4,14 @@ A job gets here from the prefill queue when a worker looks (broker/lua/seek.lua)
 worker waits for one (broker/lua/create.lua); it stays until its sequence has ended or is handed on. Knows no policy.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from broker.bid import Bid
-from broker.job_queue import MAX_BLOCK_MS, JobQueue, Row, fields_of
+from broker.job_queue import EVERY_CLASS, MAX_BLOCK_MS, JobQueue, QueueEntry, Row, fields_of
 from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import load_script
 from messages import PrefillJob, Priority, Role
@@ -18,7 +19,7 @@ from settings import QueueSettings
 
 
 class LocalQueue(JobQueue[PrefillJob]):
-    """A JobQueue that `take`s by a bid."""
+    """A JobQueue that is filled by who takes from it."""
 
     def __init__(
         self,
@@ -29,24 +30,28 @@ class LocalQueue(JobQueue[PrefillJob]):
         refuse: Callable[[str, int, str], Awaitable[None]],
     ) -> None:
         super().__init__(client, blocking_client, keys, settings, LOCAL, PrefillJob, refuse)
-        self.bid: Bid | None = (
-            None  # with which the next `take` seeks; None: it takes what lies here and waits for none
-        )
         self._bids_key, self._sizes_key = keys.bids(), keys.active_sizes()
         self._prefill_keys, self._local_keys = keys.queues(Role.PREFILL), keys.queues(LOCAL)
         # The key of a token stream, around its request id.
         self._before_id, self._after_id = keys.tokens("\n", 0).removesuffix("0").split("\n")
 
-    async def _fetch_or_wait(self, worker_id: str, count: int, block_ms: int, classes: Sequence[Priority]) -> list[Row]:
-        if self.bid is None:
-            return await super()._fetch_or_wait(worker_id, count, 0, classes)
+    async def seek(self, worker_id: str, bid: Bid, block_ms: int) -> list[QueueEntry[PrefillJob]]:
+        """Prompts that fit the bid and wait for prefill; when there is none, wait up to `block_ms` for one."""
+        try:
+            rows = await self._seek_or_wait(worker_id, bid, block_ms)
+        except ResponseError as error:
+            await self._restore_group(error)
+            rows = await self._seek_or_wait(worker_id, bid, block_ms)
+        return await self._entries(rows)
+
+    async def _seek_or_wait(self, worker_id: str, bid: Bid, block_ms: int) -> list[Row]:
         block_ms = min(block_ms, MAX_BLOCK_MS)
         rows: list[Any] = await load_script("seek").run(
             self._redis,
             [self._bids_key, self._sizes_key, *self._prefill_keys, *self._local_keys],
-            [GROUP, worker_id, self.bid.text(), block_ms, self._before_id, self._after_id],
+            [GROUP, worker_id, bid.text(), block_ms, self._before_id, self._after_id],
         )
         if rows:
             every = tuple(Priority)
             return [(every[number - 1], entry_id, 1, fields_of(fields)) for number, entry_id, fields in rows]
-        return await self._wait(worker_id, block_ms, classes)
+        return await self._wait(worker_id, block_ms, EVERY_CLASS)

@@ -1,8 +1,8 @@
 """Prompts that the decode worker prefills itself: how it comes by them, their chunks, their first token.
 
-`placement.py` decides, this file does. A sequence begins here as in a prefill worker and goes on in the batch without a
-transfer; until it has ended, its PrefillJob is the entry under which the worker has it. Knows the broker and the engine;
-knows nothing of the steps of those who decode.
+`placement.py` decides, this file does. A sequence begins here as in a prefill worker and goes on in the batch without
+a transfer; until it has ended, its PrefillJob is the entry under which the worker has it. Knows the broker and the
+engine; knows nothing of the steps of those who decode.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from broker.bid import Bid
 from broker.client import Broker
-from broker.intake import AnyClaim, Claim, Intake
+from broker.intake import AnyClaim, Claim
+from broker.local_intake import LocalIntake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.batch import IDLE_WAIT_S, Batch, wait
@@ -54,7 +55,7 @@ class LocalPrefill:
         settings: Settings,
         broker: Broker,
         board: StatusBoard,
-        intake: Intake[PrefillJob],
+        intake: LocalIntake,
         batch: Batch,
         runner: ModelRunner,
         compute_thread: ThreadPoolExecutor,
@@ -81,20 +82,19 @@ class LocalPrefill:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Take what suits, and see to it that nothing is left in the local queue by those who are gone."""
-        queue = self.broker.local_queue
         while not stopping.is_set():
             if self.limits.mode == "auto" and time.monotonic() > self.remote_at + FIGURES_AGE_S:
                 self.remote = remote_workers(await self.broker.registry.live())
                 self.remote_at = time.monotonic()
             self.num_turns += 1
-            queue.bid = self.bid()
-            if queue.bid is None and time.monotonic() < self.strays_at:
+            bid = self.bid()
+            if bid is None and time.monotonic() < self.strays_at:
                 await wait(self.batch.room_came)
                 continue
             self.strays_at = time.monotonic() + self.settings.queue.lease_s / 4
-            for claim in await self.intake.next_claims(1, int(IDLE_WAIT_S * 1000)):
+            claims = await (self.intake.strays() if bid is None else self.intake.seek(bid, int(IDLE_WAIT_S * 1000)))
+            for claim in claims:
                 await self.admit(claim, stopping)
-        queue.bid = None
 
     def bid(self) -> Bid | None:
         """What would be taken as things stand."""

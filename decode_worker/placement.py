@@ -1,14 +1,14 @@
-"""Whether a prompt is prefilled by the decode worker that will decode it, and in which chunks. Pure: figures in, a bid out.
+"""Whether a prompt is prefilled by the decode worker that will decode it, and in which chunks.
 
-Local is faster where the decode worker is idle and the prefill workers have much ahead of them, or where most of the
-prompt lies here already: the KV need not travel, and the sequence is in the batch at once. It is never allowed to cost a
-running stream more than a bounded part of a step, nor to keep the worker busy for long.
+Pure: figures in, a bid out. Local is faster where the decode worker is idle and the prefill workers have much ahead of
+them, or where most of the prompt lies here already: the KV need not travel, and the sequence is in the batch at once.
+It is never allowed to cost a running stream more than a bounded part of a step, nor to keep the worker busy for long.
 
     local_s(n)  = n * seconds per token here + a decode step between any two chunks
     remote_s(n) = (tokens ahead + n) / rate of the prefill workers + hand-off + n / rate of the pulls
 
-Both are lines in n, so that "local is no slower" is a bound of n that grows with what is ahead: a `Bid`, which Redis can
-apply to a job that it has at hand.
+Both are lines in n, so that "local is no slower" is a bound of n that grows with what is ahead: a `Bid`, which Redis
+can apply to a job that it has at hand.
 """
 
 from collections.abc import Sequence
@@ -86,8 +86,10 @@ def token_s(limits: Limits, here: Here, pace: PrefillPace) -> float:
 
 
 def bid_for(limits: Limits, here: Here, there: There, pace: PrefillPace, *, looks: bool) -> Bid | None:
-    """The prompts that this worker would prefill now; None: none. `looks`: whether prompts that are too long may come to
-    be compared with the prefix cache."""
+    """The prompts that this worker would prefill now; None: none.
+
+    `looks`: whether prompts that are too long may come to be compared with the prefix cache.
+    """
     if limits.mode == "never" or here.room <= 0 or here.free_tokens <= 0:
         return None
     if limits.mode == "always":

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Intake
+from broker.local_intake import LocalIntake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.admission import Admission
@@ -81,7 +82,7 @@ class DecodeWorker:
             settings,
             broker,
             board,
-            Intake(broker, broker.local_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue),
+            LocalIntake(broker, heartbeat, board.worker_id, settings.queue),
             self.batch,
             runner,
             self.compute_thread,
@@ -98,12 +99,14 @@ class DecodeWorker:
             prefilling = tasks.create_task(self.local.run(self.stopping))
             following = tasks.create_task(self.follow_cancels())
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
-            while not (taking_in.done() and prefilling.done()):
+            while not taking_in.done():
                 if not self.batch.num_here:
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
                 await self.local.step()
+            self.batch.room_came.set()
+            await prefilling
             await self.local.leave()
             await self.leave()
             following.cancel()
