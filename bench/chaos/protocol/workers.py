@@ -66,7 +66,8 @@ class SimulatedWorker:
         self.heartbeat._redis = open_blocking(process)
         self.heartbeat.before_beat = self._note_claims
         self.heartbeat.on_tick.append(lambda: sweep_segments(directory))
-        self.space = WatchedSpace(num_blocks, settings.kv.block_size, role is Role.PREFILL and settings.kv.prefix_cache)
+        has_cache = settings.kv.prefix_cache and (role is Role.PREFILL or shape.local_prefill != "never")
+        self.space = WatchedSpace(num_blocks, settings.kv.block_size, has_cache)
         blocks = layout(settings.kv.block_size)
         layout_hash = blocks.hash(MODEL_HASH)
         driver = PausingDriver(directory)
@@ -96,6 +97,8 @@ class SimulatedWorker:
             self.heartbeat.on_tick.append(self.receiver.prune)
             self.worker = DecodeWorker(*parts, pool, self.space, self.receiver, seal, self.sender)
             self.board.max_running = settings.decode.max_running
+            for num_tokens in (1, 5):  # as it measures at its start
+                self.worker.local.pace.note(num_tokens, 0.001 * num_tokens)
         self.board.ready(model_hash=MODEL_HASH, block_size=settings.kv.block_size, num_blocks=num_blocks)
         process.start_thread(
             "heartbeat", lambda: self.heartbeat.begin(process.redis.clock), self._note_end_of_heartbeat
@@ -208,7 +211,8 @@ class SimulatedWorker:
             return
         held = (*worker.running, *worker.waiting) if isinstance(worker, PrefillWorker) else worker.batch.here
         self.process.renewing = frozenset(
-            (self.heartbeat._keys.queue(self.role, one.claim.priority), one.claim.entry.entry_id) for one in held
+            (self.heartbeat._keys.queue(one.claim.entry.queue, one.claim.priority), one.claim.entry.entry_id)
+            for one in held
         )
 
     def _check_freed(self, block_ids: list[int]) -> None:
