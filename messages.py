@@ -325,7 +325,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     max_running: int = 0  # sequences it runs at once
     tokens_per_s: float = 0.0  # a prefill worker's prompt tokens per second of work, of late; 0: not known yet
     sequence_s: float = 0.0  # seconds that a sequence is expected to stay in a decode worker's batch; 0: not known
-    prefilled_tokens: int = 0  # tokens that a prefill worker has computed since its start
+    prefilled_tokens: int = 0  # prompt tokens that it has computed since its start
 
 
 Job = PrefillJob | DecodeJob

@@ -21,6 +21,7 @@ class Frame:
     finish_reason: str | None = None  # set on the terminal frame
     is_end: bool = False  # the last frame of a whole answer
     error: str | None = None  # the server ended the request with this
+    token_id: int | None = None  # None: the frame does not say
 
 
 class WireStyle(Protocol):
