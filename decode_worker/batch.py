@@ -40,6 +40,11 @@ class Batch:
         self.joining.append(one)
         self.work_came.set()
 
+    def take_joined(self) -> None:
+        """Who has joined is in."""
+        self.running += self.joining
+        self.joining = []
+
     def leave(self, one: Running) -> None:
         """Out of the batch, and its blocks are given back."""
         self.running = [other for other in self.running if other is not one]

@@ -71,6 +71,7 @@ class LocalPrefill:
         self.remote = 0, 0.0  # prefill workers, their tokens per second
         self.remote_at = float("-inf")  # time.monotonic()
         self.stayed = Rolling(LOOK_WINDOW)
+        self.stayed.note(1.0, 1)  # until it is known better
         self.num_turns = 0
         self.strays_at = 0.0  # time.monotonic(); when to look next for what lies there though nobody bids
 

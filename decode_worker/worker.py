@@ -1,12 +1,13 @@
 """The decode worker: everybody in the batch decodes one token a step, which is published, until all have ended.
 
 `scheduler.py` decides, this file does. Two loops share the event loop: `admission.py` takes jobs and pulls their KV,
-`run` steps. It knows the broker and the engine; it must not know HTTP, text, nor how KV comes here.
+`run` steps. The tokens of a step are published while the next one is computed, of one step at a time. It knows the
+broker and the engine; it must not know HTTP, text, nor how KV comes here.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -20,17 +21,16 @@ from decode_worker.admission import Admission
 from decode_worker.batch import Batch, wait
 from decode_worker.drain import Drain
 from decode_worker.local_prefill import LocalPrefill
+from decode_worker.output import Output, take_over
 from decode_worker.pace_probe import measure_pace
 from decode_worker.pool import open_pool
 from decode_worker.running import Running
-from decode_worker.scheduler import Demand, expected_stay_s, plan_step
+from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from engine.block_space import BlockSpace
-from engine.continuation import event_of
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
 from engine.model_runner import ModelRunner, alone
-from engine.sampler import Sampled
 from engine.threads import on_passing_thread
 from kv_transfer.offers import Offers
 from kv_transfer.receiver import KVReceiver
@@ -69,6 +69,7 @@ class DecodeWorker:
         self.runner, self.space = runner, space
         self.block_size = settings.kv.block_size
         self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
+        self.unpublished: list[Output] = []  # of the last step
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.stopping = asyncio.Event()
@@ -101,35 +102,47 @@ class DecodeWorker:
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
             while not taking_in.done():
                 if not self.batch.num_here:
+                    await self.publish()  # of those who have just ended
+                if not self.batch.num_here:
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
-                await self.local.step()
+                if self.batch.prefilling:
+                    await self.settle()
+                    await self.local.step()
             self.batch.room_came.set()
             await prefilling
             await self.local.leave()
+            await self.settle()
             await self.leave()
             following.cancel()
 
     # -- one step ------------------------------------------------------------------------------------------------
 
     async def step(self) -> None:
-        """Everybody who fits decodes one token; it is published; who has finished leaves."""
-        self.batch.running += self.batch.joining
-        self.batch.joining = []
-        await self.drop_cancelled()
-        await self.drop_late()
-        self.show()
+        """Everybody who fits decodes one token, while those of the step before are published. Who has got its last one
+        leaves."""
+        self.batch.take_joined()
         began = time.perf_counter()
-        batch = await self.make_room()
-        # Should the step kill us, it takes none of the others along: they have tokens since they came, it has none.
-        batch = [one for one in batch if one.is_suspect] or batch
+        batch = await self.next_batch()
+        self.show()
         if not batch:
+            await self.settle()
             return
         allowed = [one.sequence.sampling.max_new_tokens for one in batch]
         sequences = [one.sequence for one in batch]
-        sampled = await asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
-        await self.publish(batch, sampled)
+        computing = asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
+        refused = await self.publish()
+        sampled = await computing
+        self.retire(refused)  # not sooner: the step wrote into their blocks
+        self.unpublished = [
+            output for output in take_over(batch, sampled, self.runner.eos_token_ids) if output.one not in refused
+        ]
+        for output in self.unpublished:
+            if output.is_last and not output.append.event.error:  # its conversation may go on
+                sequence = output.one.sequence
+                self.space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
+        self.retire(output.one for output in self.unpublished if output.is_last)
         self.pace.note(time.perf_counter() - began, 1)
         self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
 
@@ -138,51 +151,59 @@ class DecodeWorker:
         if not self.admission.is_pull_stuck:
             self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
-    async def make_room(self) -> list[Running]:
-        """Allocate what the step needs, preempting if blocks run out. The batch that fits."""
+    async def next_batch(self) -> list[Running]:
+        """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
+        leaving, plan = self.leaving(), self.plan()
+        if leaving or plan.preempt or any(one.is_suspect for one in self.running):
+            # Who goes elsewhere takes along what its stream has, and whoever dies of a suspect has told all it had.
+            await self.settle()
+            leaving = self.leaving()
+            await self.see_off(leaving)
+            while (plan := self.plan()).preempt:  # once more where others share their blocks, which then are not free
+                if self.batch.prefilling:
+                    await self.local.leave()  # who has not begun to speak gives way first
+                    continue
+                for position in plan.preempt:
+                    await self.preempt(self.running[position])
+                self.batch.running = [self.running[position] for position in plan.decode]
+        for one in self.running:
+            missing = one.sequence.num_blocks(self.block_size) - len(one.sequence.block_table)
+            if missing:
+                one.sequence.block_table += self.space.allocate(missing)
+        # Should the step kill us, it takes none of the others along: they have tokens since they came, it has none.
+        return [one for one in self.running if one.is_suspect] or self.running
+
+    def plan(self) -> StepPlan:
+        """Who of those that run can get the blocks that the step needs."""
         demands = [
             Demand(len(one.sequence.block_table), one.sequence.num_blocks(self.block_size), one.claim.priority.rank)
             for one in self.running
         ]
-        plan = plan_step(demands, self.space.num_free)
-        if plan.preempt and self.batch.prefilling:
-            await self.local.leave()  # who has not begun to speak gives way first
-            return await self.make_room()
-        for position in plan.preempt:
-            await self.preempt(self.running[position])
-        self.batch.running = [self.running[position] for position in plan.decode]
-        if plan.preempt:
-            return await self.make_room()  # blocks that others share are not free with it
-        for one in self.running:
-            missing = one.sequence.num_blocks(self.block_size) - len(one.sequence.block_table)
-            one.sequence.block_table += self.space.allocate(missing)
-        return self.running
+        return plan_step(demands, self.space.num_free)
 
-    async def publish(self, batch: list[Running], sampled: list[Sampled]) -> None:
-        """One round trip for the whole step; a refusal means that the sequence is no longer ours."""
-        events = [
-            event_of(one.sequence, token, self.runner.eos_token_ids) for one, token in zip(batch, sampled, strict=True)
-        ]
-        appends = [
-            one.claim.next_event(event, one.sequence.num_output_tokens)
-            for one, event in zip(batch, events, strict=True)
-        ]
-        accepted = await self.broker.requests.append(appends)
-        for one, token, event, ok in zip(batch, sampled, events, accepted, strict=True):
-            if not ok:
-                self.retire(one)
-                await self.intake.lost(one.claim)
-            elif event.finish_reason is not None:
-                if not token.error:  # what gave no finite logits is not to be reused
-                    computed = one.sequence.token_ids[: one.sequence.num_computed_tokens]
-                    self.space.remember(computed, one.sequence.block_table)
-                self.retire(one)
-                await self.intake.done(one.claim)
-            else:
-                one.sequence.token_ids.append(token.token_id)
-                if one.is_suspect:
-                    one.is_suspect = False
-                    self.batch.room_came.set()
+    async def publish(self) -> list[Running]:
+        """What the last step gave, in one round trip, and one more for those who have ended. Who was refused: the
+        sequence is no longer ours."""
+        outputs = self.unpublished
+        if not outputs:
+            return []
+        accepted = await self.broker.requests.append([output.append for output in outputs])
+        refused = [output.one for output, ok in zip(outputs, accepted, strict=True) if not ok]
+        for one in refused:
+            await self.intake.lost(one.claim)
+        ended = [output.one.claim for output, ok in zip(outputs, accepted, strict=True) if ok and output.is_last]
+        if ended:
+            await self.intake.done(*ended)
+        for output in outputs:
+            if output.one.is_suspect and output.one not in refused:
+                output.one.is_suspect = False
+                self.batch.room_came.set()
+        self.unpublished = []
+        return refused
+
+    async def settle(self) -> None:
+        """Publish what is not yet; while nothing is computed."""
+        self.retire(await self.publish())
 
     async def preempt(self, one: Running) -> None:
         """Blocks ran out: the sequence gives its own back and is recomputed from its tokens."""
@@ -193,19 +214,19 @@ class DecodeWorker:
             await self.intake.hand_over(one.claim, one.prefill_job(one.claim.job.hop + 1), Phase.PREFILL_QUEUED)
         self.batch.free(one.sequence)
 
-    # -- sequences and blocks ------------------------------------------------------------------------------------
+    # -- who leaves ----------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> list[Running]:
         """Who is in the batch, oldest first."""
         return self.batch.running
 
-    def retire(self, one: Running) -> None:
-        """The sequence leaves the batch."""
-        self.used_share.note(one.sequence.num_output_tokens / one.sequence.sampling.max_new_tokens, 1)
-        self.batch.leave(one)
-
-    # -- what others tell us -------------------------------------------------------------------------------------
+    def retire(self, some: Iterable[Running]) -> None:
+        """They leave the batch, if they are in it."""
+        for one in some:
+            if one in self.running:
+                self.used_share.note(one.sequence.num_output_tokens / one.sequence.sampling.max_new_tokens, 1)
+                self.batch.leave(one)
 
     async def follow_cancels(self) -> None:
         """A sequence that was ended from outside leaves at the next step."""
@@ -213,21 +234,21 @@ class DecodeWorker:
             self.drain.forget(key)
             self.batch.cancel(key)
 
-    async def drop_cancelled(self) -> None:
-        """Stop decoding sequences that have ended, or that others took over while we slept."""
-        mine = [
-            one for one in self.running if one.claim.key in self.batch.cancelled or not self.intake.is_ours(one.claim)
-        ]
-        self.batch.cancelled.difference_update(one.claim.key for one in mine)  # the rest may be on its way here
-        for one in mine:
-            self.retire(one)
-            await self.intake.lost(one.claim)
+    def leaving(self) -> list[Running]:
+        """Whose sequence has ended, whom others took over while we slept, and whose time is over."""
+        return [one for one in self.running if self.is_lost(one) or self.intake.is_late(one.claim)]
 
-    async def drop_late(self) -> None:
-        """End the sequences whose time is over."""
-        for one in [one for one in self.running if self.intake.is_late(one.claim)]:
-            self.retire(one)
-            await self.intake.expire(one.claim)
+    def is_lost(self, one: Running) -> bool:
+        """Whether it is no longer ours."""
+        return one.claim.key in self.batch.cancelled or not self.intake.is_ours(one.claim)
+
+    async def see_off(self, leaving: Sequence[Running]) -> None:
+        """Stop decoding these."""
+        lost = [one for one in leaving if self.is_lost(one)]
+        self.batch.cancelled.difference_update(one.claim.key for one in lost)  # the rest may be on its way here
+        self.retire(leaving)
+        for one in leaving:
+            await (self.intake.lost(one.claim) if one in lost else self.intake.expire(one.claim))
 
     async def leave(self) -> None:
         """Hand every sequence on: it continues on another worker from its last published token."""

@@ -1,4 +1,4 @@
-"""A `pdq serve` of one policy, as a process of its own. Knows how to start and stop it and nothing of what it is asked."""
+"""A `pdq serve` of one policy, as a process of its own. Knows how it starts and stops; knows nothing of requests."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ class Cluster:
         self._log = tempfile.TemporaryFile()
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def __aenter__(self) -> Self:
+    def _start(self) -> subprocess.Popen[bytes]:
         # Overload is no subject here: what waits long misses its limits by itself.
         env = os.environ | {
             "PDQ_DECODE__LOCAL_PREFILL": self.policy,
@@ -42,7 +42,10 @@ class Cluster:
             "PDQ_QUEUE__STALL_LIMIT_S": "0",
         }
         command = [sys.executable, "-m", "cli", "serve", "--port", str(self.port), "--model", self.model]
-        self._process = subprocess.Popen(command, env=env, stdout=self._log, stderr=self._log)
+        return subprocess.Popen(command, env=env, stdout=self._log, stderr=self._log)
+
+    async def __aenter__(self) -> Self:
+        self._process = self._start()
         give_up = time.monotonic() + START_TIMEOUT_S
         while not await asyncio.to_thread(self._is_healthy):
             if self._process.poll() is not None or time.monotonic() > give_up:

@@ -1,7 +1,7 @@
 """Four kinds of traffic that local prefill suits differently, as conversations with arrival times. Pure.
 
-A conversation is one request after the other, each prompt being all that was said before and something new. Arrivals are
-a function of (trace, rate, seed), the same for every cluster.
+A conversation is one request after the other, each prompt being all that was said before and something new. Arrivals
+are a function of (trace, rate, seed), the same for every cluster.
 """
 
 import random

@@ -37,6 +37,22 @@ local function first_waiting(queue)
   return entry, tokens
 end
 
+-- What lies in the local queue: moved just now, or routed to somebody who is gone.
+local function take_all()
+  for class = 1, num_classes do
+    local queue = KEYS[2 + num_classes + class]
+    local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'STREAMS', queue, '>')
+    if streams and streams[1] then
+      local entries = type(streams[1]) == 'table' and streams[1][2] or streams[2] -- fakeredis's answer is flat
+      for _, entry in ipairs(entries) do
+        taken[#taken + 1] = {class, entry[1], entry[2]}
+        bid[1] = bid[1] - 1
+      end
+    end
+  end
+end
+
+take_all() -- before anything is moved: it fails where there is no group yet
 for class = 1, num_classes do
   local queue = KEYS[2 + class]
   while bid[1] > 0 do
@@ -53,18 +69,7 @@ for class = 1, num_classes do
     end
     redis.call('XDEL', queue, entry[1])
     redis.call('XADD', KEYS[2 + num_classes + class], '*', unpack(entry[2]))
-    bid[1] = bid[1] - 1
-  end
-end
--- What lies there was moved just now, or routed to somebody who is gone.
-for class = 1, num_classes do
-  local queue = KEYS[2 + num_classes + class]
-  local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'STREAMS', queue, '>')
-  if streams and streams[1] then
-    local entries = type(streams[1]) == 'table' and streams[1][2] or streams[2] -- fakeredis's answer is flat
-    for _, entry in ipairs(entries) do
-      taken[#taken + 1] = {class, entry[1], entry[2]}
-    end
+    take_all()
   end
 end
 if bid[1] > 0 then

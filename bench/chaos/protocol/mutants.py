@@ -216,6 +216,15 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "freed_while_computed",
+        "who is refused gives its blocks back while a step still writes into them",
+        _code(
+            DecodeWorker,
+            "step",
+            ("refused = await self.publish()", "refused = await self.publish(); self.retire(refused)"),
+        ),
+    ),
+    Mutant(
         "failed_pull_is_done",
         "a sequence whose pull failed is acknowledged and goes nowhere",
         _code(
