@@ -148,12 +148,12 @@ class DecodeSettings(Section):
         "measured and no running stream waits longer than allowed; always: every prompt that it has room for.",
     )
     local_prefill_max_stall_ms: Milliseconds = Field(
-        40.0,
+        100.0,
         description="With auto: how much longer (ms) a running stream may wait for a token because of a local prefill, "
-        "and at most 0.8 of a decode step; longer prompts are computed in chunks.",
+        "and at most 0.9 of a decode step; longer prompts are computed in chunks.",
     )
     local_prefill_max_ms: Milliseconds = Field(
-        250.0, description="With auto: longest time (ms) for which one prompt may keep a decode worker busy."
+        500.0, description="With auto: longest time (ms) for which one prompt may keep a decode worker busy."
     )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 

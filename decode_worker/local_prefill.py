@@ -32,6 +32,7 @@ from telemetry import get_logger
 log = get_logger()
 
 FIGURES_AGE_S = 1.0  # how old what the prefill workers say of themselves may be
+MEASURED_AGE_S = 10.0  # how old the last measurement of our own prefill may be
 LOOK_WINDOW = 8  # prompts that came for a look, over which the share of those that stayed is taken
 LEAST_LOOK_SHARE = 0.1  # below, only one turn in LOOK_WINDOW looks
 
@@ -73,6 +74,7 @@ class LocalPrefill:
         self.stayed = Rolling(LOOK_WINDOW)
         self.stayed.note(1.0, 1)  # until it is known better
         self.num_turns = 0
+        self.measured_at = time.monotonic()
         self.strays_at = 0.0  # time.monotonic(); when to look next for what lies there though nobody bids
 
     def turn_off(self) -> None:
@@ -102,8 +104,9 @@ class LocalPrefill:
         if any(one.is_suspect for one in self.batch.here) or (self.limits.mode == "auto" and self.batch.prefilling):
             return None
         looks = self.stayed.value >= LEAST_LOOK_SHARE or self.num_turns % LOOK_WINDOW == 0
+        tries = time.monotonic() > self.measured_at + MEASURED_AGE_S
         there = There(*self.remote, *self.read_way())
-        return bid_for(self.limits, self.here(), there, self.pace, looks=looks)
+        return bid_for(self.limits, self.here(), there, self.pace, looks=looks, tries=tries)
 
     def here(self) -> Here:
         """The worker as it is."""
@@ -160,6 +163,7 @@ class LocalPrefill:
         began = time.perf_counter()
         sampled = await asyncio.get_running_loop().run_in_executor(self.thread, self.runner.prefill, chunks)
         self.pace.note(sum(shares), time.perf_counter() - began)
+        self.measured_at = time.monotonic()
         self.board.prefilled_tokens += sum(shares)
         for one, token in zip(list(batch), sampled, strict=False):
             if token is not None:

@@ -20,9 +20,9 @@ from decode_worker.prefill_pace import PrefillPace
 from messages import Role, WorkerState, WorkerStatus
 
 UNBOUNDED = 1e18
-MAX_STRETCH = 0.8  # of a decode step: what a chunk may add to it
-LEAST_CHUNK_TOKENS = 16  # smaller ones read the weights more often than it pays
-LOOK_EVERY = 8  # of so many prompts that could be looked at one is, where looking did not pay of late
+MAX_STRETCH = 0.9  # of a decode step: what a chunk may add to it
+LEAST_CHUNK_TOKENS = 8  # smaller ones read the weights more often than it pays
+TRY_TOKENS = 64  # so long a prompt is taken to measure again
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,13 @@ def token_s(limits: Limits, here: Here, pace: PrefillPace) -> float:
     return (pace.seconds(chunk) + between_s) / chunk
 
 
-def bid_for(limits: Limits, here: Here, there: There, pace: PrefillPace, *, looks: bool) -> Bid | None:
+def bid_for(
+    limits: Limits, here: Here, there: There, pace: PrefillPace, *, looks: bool, tries: bool = False
+) -> Bid | None:
     """The prompts that this worker would prefill now; None: none.
 
-    `looks`: whether prompts that are too long may come to be compared with the prefix cache.
+    `looks`: whether prompts that are too long may come to be compared with the prefix cache. `tries`: whether what was
+    measured is old; a worker that was slow for a while would else never learn that it is no longer.
     """
     if limits.mode == "never" or here.room <= 0 or here.free_tokens <= 0:
         return None
@@ -107,6 +110,8 @@ def bid_for(limits: Limits, here: Here, there: There, pace: PrefillPace, *, look
         more_s = each_s - remote_s - (1 / there.pull_tokens_per_s if there.pull_tokens_per_s > 0 else 0.0)
         free = there.handoff_s / more_s if more_s > 0 else UNBOUNDED
         per_ahead = remote_s / more_s if more_s > 0 else 0.0
+    if tries and here.num_running == 0:
+        most, free = max(most, min(here.free_tokens, TRY_TOKENS)), max(free, TRY_TOKENS)
     look = min(here.free_tokens, here.cached_tokens + most) if looks and here.cached_tokens else 0
     if most < 1 or (free < 1 and per_ahead == 0 and look == 0):
         return None

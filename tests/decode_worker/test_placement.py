@@ -131,6 +131,14 @@ def test_no_prompt_is_looked_at_that_could_not_stay() -> None:
     assert bid is not None and not bid.fits(320 + 126, 0, is_new=True)
 
 
+def test_old_figures_are_measured_again_with_a_short_prompt_while_nobody_runs() -> None:
+    slow = pace_of(0.0, 1.0)
+    assert bid_for(LIMITS, IDLE, NEAR, slow, looks=False) is None
+    bid = bid_for(LIMITS, IDLE, NEAR, slow, looks=False, tries=True)
+    assert bid is not None and bid.fits(64, 0, is_new=True) and not bid.fits(65, 0, is_new=True)
+    assert bid_for(LIMITS, replace(BUSY, step_s=0.001), NEAR, slow, looks=False, tries=True) is None
+
+
 def test_chunks_go_to_the_oldest_first() -> None:
     assert plan_chunks([100, 30, 50], 120) == [100, 20]
     assert plan_chunks([100], 40) == [40]
