@@ -3,7 +3,7 @@
 The file's name holds a hash of sources and flags and one of the compiler, so that a changed source is another file and
 nothing is ever rebuilt in place. Of two processes that want it at once one builds, and a finished file is renamed to
 its place. Every function chooses its instruction set by a target pragma; no flag depends on the machine, so a library
-built into an image (`python -m kernels.cpu_build DIRECTORY`) runs wherever `pdq_supported` says so. Knows no tensors.
+built into an image (`python -m kernels.cpu_build DIRECTORY`) runs wherever `pdq_isa` says so. Knows no tensors.
 """
 
 import ctypes
@@ -53,8 +53,8 @@ def _load(directory: Path, report: Report) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         report(f"CPU kernels are off, the plain ones are slower: {_first_line(error)}")
         return None
-    if not library.pdq_supported():
-        report("CPU kernels are off, the plain ones are slower: this CPU has no AVX2 with FMA")
+    if not library.pdq_isa():
+        report("CPU kernels are off, the plain ones are slower: this CPU has no AVX2 with FMA and F16C")
         return None
     return library
 

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from kernels import cpu_build, packed_linear, reference
 from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
+from kernels.decoder_step import DecoderStep, PanelDecoder, StepRows, takes
 from kernels.packed_linear import TwofoldWeight
+from kernels.panels import PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
-LinearWeight = Tensor | TwofoldWeight | PanelWeight | QuantizedWeight
+LinearWeight = Tensor | TwofoldWeight | PanelWeight | PanelMatrix | QuantizedWeight
+# rows, cos, sin, pool -> hidden, logits: see `kernels.decoder_step.DecoderStep`
+WholeStep = Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
@@ -39,6 +43,8 @@ class Ops:
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
+    # A whole decoder's steps as one call each, where there is that; weights of other kinds than panels go without.
+    whole_step: Callable[[PanelDecoder], WholeStep | None] | None = None
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
@@ -80,8 +86,12 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     if packed_linear.has_bfloat16_units(dtype):
         # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
         pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
+    if dtype == torch.bfloat16:
+        from kernels import panels
+        pack = lambda w: panels.pack(library, w)
     return Ops(
         pack_linear=pack,
+        whole_step=lambda decoder: DecoderStep(library, decoder) if takes(decoder) else None,
         linear=linear,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
