@@ -243,7 +243,7 @@ class KVHandle(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int  # tokens whose KV the blocks hold
     block_ids: list[int]
     num_ranks: int = 1  # over how many pools the heads are spread: slot, generation and block ids are the same in all
-    checksums: tuple[int, ...] = ()  # of the blocks in their order, 64 bits per pool (kv_transfer/checksum.py); or none
+    is_summed: bool = False  # whether a checksum of the blocks is, or will be, in each pool's head
     mac: bytes = b""  # over all of it and the job it is for (kv_transfer/seal.py); empty where there is no secret
 
 

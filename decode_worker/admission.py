@@ -146,10 +146,10 @@ class Admission:
         self.pull_rate.note(job.kv_handle.num_tokens, took_s)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
         sequence.num_computed_tokens = job.kv_handle.num_tokens
+        self.batch.join(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
         began = time.perf_counter()
         await self.release(job)
         self.round_trip_s.note(time.perf_counter() - began, 1)
-        self.batch.join(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
 
     def check_handle(self, job: DecodeJob) -> None:
         """Before the handle is used for anything. Raises KVTransferFailed."""

@@ -78,8 +78,6 @@ class ShardReceiver:
                 raise KVTransferFailed(
                     f"pool {handle.pool[:160]}: where its ranks are is said of another pool or epoch"
                 )
-        if len(handle.checksums) not in (0, handle.num_ranks):
-            raise KVTransferFailed(f"{len(handle.checksums)} checksums in a handle of {handle.num_ranks} ranks")
         try:
             cuts = self._split.cuts(handle.num_ranks, self._shard.num_ranks, self._shard.rank)
         except ValueError as error:
@@ -135,5 +133,4 @@ def _of_rank(handle: KVHandle, export: PoolExport | None, rank: int) -> KVHandle
     pool = _rank_of(export, rank)
     if rank == 0 or pool is None:
         return handle
-    checksums = handle.checksums[rank : rank + 1]
-    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch, checksums=checksums)
+    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch)

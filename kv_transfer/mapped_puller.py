@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from kv_transfer.driver import Driver
 from kv_transfer.faults import TransferFaults
 from kv_transfer.offer_check import check_offer, check_still_offered
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
+from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.segment import Segment
 from messages import KVHandle, KVTransferFailed, PoolExport
 
@@ -84,7 +86,8 @@ class MappedPuller:
                 self._faults.after_copy()
             check_still_offered(handle, mapping.head)
             if checksum is not None:
-                checksum.check(handle.transfer_id)
+                is_alive = partial(self._driver.is_owner_alive, mapping.pool)
+                checksum.check(handle.transfer_id, wait_for_sum(handle, mapping.head, is_alive))
 
     def _copy(
         self,

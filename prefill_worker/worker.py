@@ -154,17 +154,13 @@ class PrefillWorker:
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for (one, _), event in zip(done, events, strict=True)
         ]
-        # The sums are taken while the first tokens are on their way, so that nobody waits for them.
-        accepted, checksums = await asyncio.gather(
-            self.broker.requests.append(appends),
-            self.on_compute_thread(
-                lambda: [
-                    self.offers.checksums(one.sequence.block_table) if event.finish_reason is None else ()
-                    for (one, _), event in zip(done, events, strict=True)
-                ]
-            ),
-        )
-        for (one, token), event, ok, sums in zip(done, events, accepted, checksums, strict=True):
+        # The sums are taken while the first tokens, and then the offers, are on their way: nobody waits for them.
+        summing = [
+            self.sum_blocks(one.sequence.block_table) if event.finish_reason is None else None
+            for (one, _), event in zip(done, events, strict=True)
+        ]
+        accepted = await self.broker.requests.append(appends)
+        for (one, token), ok, sums in zip(done, accepted, summing, strict=True):
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
                     one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
@@ -172,13 +168,17 @@ class PrefillWorker:
             if not ok:
                 self.free(one)
                 await self.intake.lost(one.claim)
-            elif event.finish_reason is not None:
+            elif sums is None:
                 self.free(one)
                 await self.intake.done(one.claim)
             else:
                 await self.offer(one, sums)
 
-    async def offer(self, one: Running, checksums: tuple[int, ...]) -> None:
+    def sum_blocks(self, block_ids: list[int]) -> asyncio.Future[tuple[int, ...]]:
+        """Their checksums, before the next step is computed."""
+        return asyncio.get_running_loop().run_in_executor(self.compute_thread, self.offers.checksums, block_ids)
+
+    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]]) -> None:
         """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
         job = one.claim.job
         offer = self.offers.open(
@@ -187,11 +187,14 @@ class PrefillWorker:
             job.hop + 1,
             one.sequence.block_table,
             one.sequence.num_computed_tokens,
-            checksums,
         )
         # Without our own deliveries: what has been prefilled did not die of it.
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
-        if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
+        is_handed_over, _ = await asyncio.gather(
+            self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED),
+            self.offers.put_checksums(offer, checksums),
+        )
+        if not is_handed_over:
             self.offers.close(offer.transfer_id)
             self.blocks_freed.set()
 

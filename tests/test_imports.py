@@ -44,6 +44,8 @@ MAY_IMPORT_UNDER: dict[str, set[str]] = {
         "prefill_worker",
         "telemetry",
     },
+    # Two workers that run as they are, with marks in them.
+    "bench/handoff": {"broker", "cli", "decode_worker", "engine", "kv_transfer", "prefill_worker"},
     "bench/doctor": {"kernels", "engine", "kv_transfer"},
     # Those who read what comes through Redis.
     "bench/chaos/fuzz.py": {"broker", "kv_transfer"},

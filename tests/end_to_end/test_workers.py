@@ -672,21 +672,20 @@ def test_a_worker_that_is_killed_while_it_drains_loses_nothing(play: Play, is_po
     async def scenario(cluster: ScriptedCluster) -> None:
         _, first, prompts = await running_on_one(cluster, 2)
         await start_taker(cluster, busy_until=asyncio.Event())
-        offers, gate = first.worker.drain._offers, Gate()  # type: ignore[union-attr]
-        checksums = offers.checksums  # type: ignore[union-attr]
+        hand_over, handed_over = first.worker.intake.hand_over, list[str]()
 
-        def hold_the_second(block_ids: list[int]) -> tuple[int, ...]:
-            if len(offers) == 1:  # type: ignore[arg-type]
-                gate(block_ids)
-            return checksums(block_ids)
+        async def hold_the_second(claim: Any, *given: Any) -> bool:
+            handed_over.append(claim.job.request_id)
+            if len(handed_over) == 2:
+                await asyncio.Event().wait()
+            return await hand_over(claim, *given)
 
-        offers.checksums = hold_the_second  # type: ignore[union-attr, method-assign]
+        first.worker.intake.hand_over = hold_the_second  # type: ignore[method-assign, assignment]
         first.worker.stopping.set()
-        await cluster.until(gate.reached.is_set, "one is offered, the other is not")
+        await cluster.until(lambda: len(handed_over) == 2, "one is handed over, the other is not")
         first.die()
         if not is_pool_left:
             first.close()
-        gate.opened.set()
         cluster.start_decode()  # takes the one from the queue, and the other once its lease is over
         await ended_as_expected(cluster, prompts)
 

@@ -190,8 +190,8 @@ MUTANTS = (
             PrefillWorker,
             "offer",
             (
-                "    if not await self.intake",
-                "    self.space.free(offer.handle.block_ids)\n    if not await self.intake",
+                "    if not is_handed_over",
+                "    self.space.free(offer.handle.block_ids)\n    if not is_handed_over",
             ),
         ),
     ),
