@@ -82,7 +82,7 @@ class KVSettings(Section):
         le=1,
         description="Share of a GPU's memory that its workers take together: weights, working memory and pools.",
     )
-    prefix_cache: bool = Field(True, description="Whether prefill workers reuse blocks of equal prefixes.")
+    prefix_cache: bool = Field(True, description="Whether workers that prefill reuse blocks of equal prefixes.")
 
 
 class TransferSettings(Section):
