@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 from broker.intake import Intake
-from broker.local_intake import LocalIntake
 from broker.offer_watch import OfferWatch
 from broker.scripts import load_script
 from decode_worker.admission import Admission
@@ -262,7 +261,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "local_not_renewed",
+        "local_acked_early",
         "a prompt that is prefilled locally is acknowledged before its sequence has ended",
         _code(
             LocalPrefill,
@@ -272,11 +271,6 @@ MUTANTS = (
                 "        self.batch.join(one)\n        await self.intake.done(one.claim)\n",
             ),
         ),
-    ),
-    Mutant(
-        "strays_stay",
-        "nobody looks what lies in the local queue without a bidder",
-        _code(LocalIntake, "strays", ("return await self.next_claims(MOST_STRAYS, 0)", "return []")),
     ),
     Mutant(
         "cached_blocks_freed_twice",
