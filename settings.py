@@ -65,6 +65,14 @@ class ModelSettings(Section):
     cache_dir: Path = Field(
         Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True
     )
+    weights_dir: Path | None = Field(
+        None, description="Where packed weights are kept, each model's in one file; empty: `weights` in cache_dir."
+    )
+    share_weights: bool = Field(
+        True,
+        description="Whether workers on a CPU map their packed weights from that file, so that a host has them in "
+        "memory once; else each has a copy.",
+    )
 
 
 class KVSettings(Section):
@@ -75,7 +83,15 @@ class KVSettings(Section):
     num_blocks: Count | None = Field(
         None, description="Blocks in the pool; empty: sized from pool_bytes or gpu_memory_fraction."
     )
-    pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
+    pool_bytes: Count = Field(1 << 30, description="Most bytes of KV pool per worker on a CPU.")
+    first_bytes: Count = Field(
+        128 << 20,
+        description="Bytes of it that a CPU worker takes at its start; more when sequences need it.",
+    )
+    cache_bytes: Limit = Field(
+        384 << 20,
+        description="Bytes up to which it also takes more to keep cached prefixes, which beyond make room instead.",
+    )
     gpu_memory_fraction: float = Field(
         0.85,
         gt=0,

@@ -97,8 +97,16 @@ class ShardReceiver:
             receiver.close()
 
 
-def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedModel) -> ShardReceiver:
-    """What pulls into a pool for this model, over every transport there is here. Raises DeviceError, ConfigError."""
+def start_receiver(
+    settings: TransferSettings,
+    worker_id: str,
+    loaded: LoadedModel,
+    between_slices: Callable[[], object] | None = None,
+) -> ShardReceiver:
+    """What pulls into a pool for this model, over every transport there is here; `between_slices`: see MappedPuller.
+
+    Raises DeviceError, ConfigError.
+    """
     model, layout = loaded.model, loaded.layout
     driver, place = start_driver(settings, model.device)
     self_test(driver)
@@ -118,6 +126,7 @@ def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedMod
             require=settings.require,
             cut=cut,
             summer=summer,
+            between_slices=between_slices,
         )
 
     return ShardReceiver(split, model.communicator.shard, open_receiver, loaded.ranks)

@@ -27,6 +27,8 @@ from decode_worker.pool import open_pool
 from decode_worker.running import Running
 from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver, start_receiver
+from decode_worker.step_turns import StepTurns
+from engine.block_growth import growth_of
 from engine.block_space import BlockSpace
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
@@ -63,13 +65,17 @@ class DecodeWorker:
         receiver: KVReceiver | ShardReceiver,
         seal: Seal | None = None,
         sender: KVSender | None = None,
+        turns: StepTurns | None = None,
     ) -> None:
-        """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops."""
+        """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops. `turns`:
+        by which `receiver` waits."""
+        self.turns = turns or StepTurns()
         self.settings, self.broker, self.board, self.heartbeat = settings, broker, board, heartbeat
         self.runner, self.space = runner, space
         self.block_size = settings.kv.block_size
         self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
         self.unpublished: list[Output] = []  # of the last step
+        self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.stopping = asyncio.Event()
@@ -104,12 +110,16 @@ class DecodeWorker:
                 if not self.batch.num_here:
                     await self.publish()  # of those who have just ended
                 if not self.batch.num_here:
+                    self.turns.rest()
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
                 if self.batch.prefilling:
+                    self.prepared = None  # somebody may leave meanwhile
+                    self.show()
                     await self.settle()
                     await self.local.step()
+            self.turns.rest()
             self.batch.room_came.set()
             await prefilling
             await self.local.leave()
@@ -122,37 +132,54 @@ class DecodeWorker:
     async def step(self) -> None:
         """Everybody who fits decodes one token, while those of the step before are published. Who has got its last one
         leaves."""
-        self.batch.take_joined()
         began = time.perf_counter()
-        batch = await self.next_batch()
-        self.show()
+        batch = self.prepared if self.prepared is not None and not self.batch.joining else await self.next_batch()
         if not batch:
             await self.settle()
             return
-        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
         sequences = [one.sequence for one in batch]
+        self.turns.begin_step()
         computing = asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
+        self.show()
         refused = await self.publish()
+        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
+        self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
+        can_go_on = not refused and self.prepare()
         sampled = await computing
         self.retire(refused)  # not sooner: the step wrote into their blocks
-        self.unpublished = [
-            output for output in take_over(batch, sampled, self.runner.eos_token_ids) if output.one not in refused
-        ]
+        outputs = take_over(batch, sampled, self.runner.eos_token_ids)
+        self.unpublished = [output for output in outputs if output.one not in refused]
         for output in self.unpublished:
             if output.is_last and not output.append.event.error:  # its conversation may go on
                 sequence = output.one.sequence
                 self.space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
         self.retire(output.one for output in self.unpublished if output.is_last)
+        self.prepared = self.running if can_go_on else None
         self.pace.note(time.perf_counter() - began, 1)
-        self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.used_share.value)
 
     def show(self) -> None:
         """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""
         if not self.admission.is_pull_stuck:
             self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
+    def prepare(self) -> bool:
+        """While a step computes: whether all of its batch that goes on can make the next one, with blocks for it. Then
+        that one has not to wait for anything but this one's tokens."""
+        if self.leaving() or any(one.is_suspect for one in self.running):
+            return False
+        needs = [
+            -(-(one.sequence.num_tokens + 1) // self.block_size) - len(one.sequence.block_table) for one in self.running
+        ]
+        if sum(needs) > self.space.num_free:
+            return False
+        for one, missing in zip(self.running, needs, strict=True):
+            if missing:
+                one.sequence.block_table += self.space.allocate(missing)
+        return True
+
     async def next_batch(self) -> list[Running]:
         """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
+        self.batch.take_joined()
         leaving, plan = self.leaving(), self.plan()
         if leaving or plan.preempt or any(one.is_suspect for one in self.running):
             # Who goes elsewhere takes along what its stream has, and whoever dies of a suspect has told all it had.
@@ -270,12 +297,16 @@ async def work(
     """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
     num_blocks, model, ranks = loaded.num_blocks, loaded.model, loaded.ranks
     seal = open_seal(settings.kv_transfer, log.warning)
+    turns = StepTurns()
+    between_slices = turns.wait if model.device.type == "cpu" else None  # a GPU's copies take no cores from its steps
     with ExitStack() as stack:
         pool, exported = await on_passing_thread(open_pool, settings, board.worker_id, loaded)
         if exported is not None:
             stack.enter_context(exported)
             board.export = seal.seal_export(exported.export)
-        receiver = await on_passing_thread(start_receiver, settings.kv_transfer, board.worker_id, loaded)
+        receiver = await on_passing_thread(
+            start_receiver, settings.kv_transfer, board.worker_id, loaded, between_slices
+        )
         stack.callback(receiver.close)
         if ranks is not None:
             ranks.serve(num_blocks)
@@ -286,9 +317,13 @@ async def work(
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
         # On GPUs the pool leaves no room for a prefill step, and prefill is what they are many for.
         can_prefill = model.device.type == "cpu" and not model.is_reward and settings.decode.local_prefill != "never"
-        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=can_prefill and settings.kv.prefix_cache)
         sender = None if exported is None else exported.sender
-        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender)
+        growth = None
+        if sender is not None:
+            growth = growth_of(settings.kv, pool.layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
+        has_cache = can_prefill and settings.kv.prefix_cache
+        space = BlockSpace(num_blocks, settings.kv.block_size, has_cache, growth=growth)
+        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns)
         if can_prefill:
             await on_passing_thread(measure_pace, runner, space, worker.local.pace)
         else:

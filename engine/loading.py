@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import freed_memory
 from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
+from engine.packed_weights import PackedWeights
 from engine.pool_size import num_blocks_of
 from engine.ranks import Ranks
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
@@ -66,7 +68,16 @@ def load_part(
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)
-    model = load_model(model_dir, dtype, device, lambda share: report(f"loading weights {share:.0%}"), communicator)
+    packed = None
+    if device.type == "cpu" and settings.model.share_weights:
+        directory = settings.model.weights_dir or settings.model.cache_dir / "weights"
+        packed = PackedWeights(directory.expanduser(), report)
+
+    def progress(share: float) -> None:
+        report(f"loading weights {share:.0%}")
+
+    model = load_model(model_dir, dtype, device, progress, communicator, packed)
+    freed_memory.give_back()  # what packing needed: half a gigabyte for a model of 135 million floats
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":
         report(

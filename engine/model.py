@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, SingleRank
-from kernels.decoder_step import PanelDecoder, PanelLayer, PanelLinear, StepRows
+from kernels.decoder_step import StepDecoder, StepLayer, StepLinear, StepRows
 from kernels.ops import LinearWeight, Ops, PrefillMeta
 from kernels.panels import PanelMatrix
 
@@ -173,7 +173,7 @@ class Model:
                 return None
             qkv, output, gate_up, down = (linear for linear in linears if linear is not None)
             layers.append(
-                PanelLayer(
+                StepLayer(
                     input_norm=layer.input_norm,
                     query_norm=layer.q_norm,
                     key_norm=layer.k_norm,
@@ -186,7 +186,7 @@ class Model:
                 )
             )
         return make(
-            PanelDecoder(
+            StepDecoder(
                 layers=layers,
                 embedding=weights.embedding,
                 final_norm=weights.final_norm,
@@ -247,8 +247,8 @@ class Model:
         return self._ops.linear(x, linear.weight, linear.bias)
 
 
-def _in_panels(linear: Linear) -> PanelLinear | None:
-    return PanelLinear(linear.weight, linear.bias) if isinstance(linear.weight, PanelMatrix) else None
+def _in_panels(linear: Linear) -> StepLinear | None:
+    return StepLinear(linear.weight, linear.bias) if isinstance(linear.weight, PanelMatrix) else None
 
 
 LoadProgress = Callable[[float], None]  # is told the share of the weights that is loaded, 0..1

@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint
 from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
 from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.packed_weights import SMALLEST_BYTES, PackedWeights
 from engine.quantization import WeightFormat
 from engine.quantized_weights import is_quantized, take_quantized
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
@@ -31,10 +32,12 @@ def load_model(
     device: torch.device,
     progress: LoadProgress | None = None,
     communicator: Communicator | None = None,
+    packed: PackedWeights | None = None,
 ) -> Model:
     """Read the model of a Hugging Face directory, or `communicator`'s part of it. `dtype` None: the checkpoint's own.
 
-    `progress` is told the share that is loaded, ending with 1.0. Raises ModelError when the model is not supported,
+    `progress` is told the share that is loaded, ending with 1.0. `packed`: where packed weights are shared with other
+    workers of this host. Raises ModelError when the model is not supported,
     or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
     """
     config = ModelConfig.from_dir(model_dir)
@@ -51,13 +54,26 @@ def load_model(
             progress or (lambda share: None),
             communicator,
         )
-        weights = loader.load()
-    unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config, checkpoint)]
-    if unexpected:
-        raise ModelError(f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}")
+
+        def make() -> ModelWeights:
+            weights = loader.load()
+            unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config, checkpoint)]
+            if unexpected:
+                raise ModelError(
+                    f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}"
+                )
+            return weights
+
+        model_hash = checkpoint.hash()
+        layout = loader.ops.weights_layout
+        if packed is None or not layout or checkpoint.num_bytes < SMALLEST_BYTES:
+            weights = make()
+        else:
+            key = f"{layout} {dtype} {communicator.shard} {model_hash} {checkpoint.identity()}"
+            weights = packed.get(key, make)
     if progress is not None:
         progress(1.0)
-    return Model(config, weights, loader.ops, dtype, device, checkpoint.hash(), communicator)
+    return Model(config, weights, loader.ops, dtype, device, model_hash, communicator)
 
 
 def _may_be_ignored(name: str, config: ModelConfig, checkpoint: Checkpoint) -> bool:

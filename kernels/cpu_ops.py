@@ -17,24 +17,20 @@ B=1 takes 20 to 27 ms.
 """
 
 import ctypes
-from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.cpu_linear import native_function
 from kernels.reference import PrefillMeta
 
-PANEL_OUTPUTS = 16  # as in cpu/linear.cpp
 VECTOR = 8  # floats; what attention wants a head to be whole ones of
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 _POINTER, _SIZE = c_void_p, c_int64
 _SIGNATURES: dict[str, list[type]] = {
-    "linear": [_POINTER, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3, c_int],
-    "linear_pack": [_POINTER, _POINTER, _SIZE, _SIZE, c_int],
     "rms_norm": [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, c_float],
     "rope": [_POINTER, _SIZE, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3],
     "silu_mul": [_POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
@@ -47,58 +43,16 @@ _SIGNATURES: dict[str, list[type]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PanelWeight:
-    """A weight in panels of 16 outputs, see cpu/linear.cpp."""
-
-    panels: Tensor  # [ceil(outs / 16), ins, 16]
-    outs: int
-
-
 class CpuOps:
     """The launchers of one dtype."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        functions = {name: self._function(library, name) for name in _SIGNATURES}
-        self._linear, self._linear_pack = functions["linear"], functions["linear_pack"]
+        functions = {
+            name: native_function(library, f"{name}_{SUFFIXES[dtype]}", _SIGNATURES[name]) for name in _SIGNATURES
+        }
         self._rms_norm, self._rope, self._silu_mul = functions["rms_norm"], functions["rope"], functions["silu_mul"]
         self._kv_write, self._attention_decode = functions["kv_write"], functions["attention_decode"]
-
-    def _function(self, library: ctypes.CDLL, name: str) -> Callable[..., None]:
-        function = getattr(library, f"pdq_{name}_{SUFFIXES[self.dtype]}")
-        function.argtypes, function.restype = _SIGNATURES[name], None
-        return function  # type: ignore[no-any-return]
-
-    def pack_linear(self, weight: Tensor) -> PanelWeight:
-        """weight: [out, in] -> what `linear` takes"""
-        self._check(weight)
-        outs, ins = weight.shape
-        weight = weight.contiguous()
-        panels = torch.empty(-(-outs // PANEL_OUTPUTS), ins, PANEL_OUTPUTS, dtype=self.dtype)
-        self._linear_pack(weight.data_ptr(), panels.data_ptr(), ins, outs, torch.get_num_threads())
-        return PanelWeight(panels, outs)
-
-    def linear(self, x: Tensor, weight: PanelWeight, bias: Tensor | None) -> Tensor:
-        """`reference.linear`"""
-        self._check(x)
-        rows, ins = x.shape
-        outs = weight.outs
-        assert x.stride(1) == 1 and weight.panels.shape[1] == ins
-        assert bias is None or (bias.dtype == self.dtype and bias.shape == (outs,) and bias.is_contiguous())
-        out = torch.empty(rows, outs, dtype=self.dtype)
-        self._linear(
-            x.data_ptr(),
-            x.stride(0),
-            weight.panels.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            rows,
-            ins,
-            outs,
-            torch.get_num_threads(),
-        )
-        return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`reference.rms_norm` of [rows, size] or [rows, heads, size]"""

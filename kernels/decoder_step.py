@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.panels import CMatrix, PanelMatrix
+from kernels.panels import NativeMatrix, PanelMatrix
 
 VECTOR = 8  # elements; heads are whole ones of it
 
 
 class _Linear(Structure):
-    _fields_ = [("matrix", CMatrix), ("bias", c_void_p)]
+    _fields_ = [("matrix", NativeMatrix), ("bias", c_void_p)]
 
 
 class _Layer(Structure):
@@ -62,7 +62,7 @@ class _Step(Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class PanelLinear:
+class StepLinear:
     """A linear layer whose weight lies in panels."""
 
     matrix: PanelMatrix
@@ -70,28 +70,28 @@ class PanelLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class PanelLayer:
+class StepLayer:
     """A decoder layer: the fields of `engine.model.LayerWeights`."""
 
     input_norm: Tensor
     query_norm: Tensor | None
     key_norm: Tensor | None
     post_norm: Tensor
-    qkv: PanelLinear
-    output: PanelLinear
-    gate_up: PanelLinear
-    down: PanelLinear
+    qkv: StepLinear
+    output: StepLinear
+    gate_up: StepLinear
+    down: StepLinear
     sliding_window: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class PanelDecoder:
+class StepDecoder:
     """A decoder's weights and shape. Every tensor is bfloat16 and contiguous."""
 
-    layers: Sequence[PanelLayer]
+    layers: Sequence[StepLayer]
     embedding: Tensor  # [vocab, hidden]
     final_norm: Tensor  # [hidden]
-    head: PanelLinear | None  # to the vocabulary
+    head: StepLinear | None  # to the vocabulary
     hidden_size: int
     num_heads: int
     num_kv_heads: int
@@ -118,7 +118,7 @@ class StepRows:
 class DecoderStep:
     """One decoder's steps."""
 
-    def __init__(self, library: ctypes.CDLL, decoder: PanelDecoder) -> None:
+    def __init__(self, library: ctypes.CDLL, decoder: StepDecoder) -> None:
         assert takes(decoder), "not every decoder has steps as one call"
         self._run = library.pdq_decoder_step
         self._run.argtypes, self._run.restype = [POINTER(_Decoder), POINTER(_Pool), POINTER(_Step)], None
@@ -128,7 +128,7 @@ class DecoderStep:
             self._layers,
             decoder.embedding.data_ptr(),
             decoder.final_norm.data_ptr(),
-            _Linear(CMatrix(None, 0, 0, 0), None) if decoder.head is None else _linear(decoder.head),
+            _Linear(NativeMatrix(None, 0, 0, 0), None) if decoder.head is None else _linear(decoder.head),
             len(decoder.layers),
             decoder.hidden_size,
             decoder.num_heads,
@@ -180,7 +180,7 @@ class DecoderStep:
         return hidden, logits
 
 
-def takes(decoder: PanelDecoder) -> bool:
+def takes(decoder: StepDecoder) -> bool:
     """Whether there are steps as one call for such a decoder: its heads are whole vectors."""
     return decoder.head_dim % (2 * VECTOR) == 0
 
@@ -196,12 +196,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def _linear(linear: PanelLinear) -> _Linear:
+def _linear(linear: StepLinear) -> _Linear:
     assert linear.bias is None or linear.bias.shape == (linear.matrix.outs,)
-    return _Linear(linear.matrix.as_c(), _pointer(linear.bias))
+    return _Linear(linear.matrix.native, _pointer(linear.bias))
 
 
-def _layer(layer: PanelLayer) -> _Layer:
+def _layer(layer: StepLayer) -> _Layer:
     return _Layer(
         *map(_pointer, (layer.input_norm, layer.query_norm, layer.key_norm, layer.post_norm)),
         *map(_linear, (layer.qkv, layer.output, layer.gate_up, layer.down)),

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build, packed_linear, reference
-from kernels.cpu_ops import SUFFIXES, CpuOps, PanelWeight
-from kernels.decoder_step import DecoderStep, PanelDecoder, StepRows, takes
+from kernels.cpu_linear import FloatLinear, PanelLinear, PanelWeight
+from kernels.cpu_ops import SUFFIXES, CpuOps
+from kernels.decoder_step import DecoderStep, StepDecoder, StepRows, takes
 from kernels.packed_linear import TwofoldWeight
-from kernels.panels import PanelMatrix
+from kernels.panels import Packer, PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
@@ -44,11 +45,16 @@ class Ops:
     attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
     # A whole decoder's steps as one call each, where there is that; weights of other kinds than panels go without.
-    whole_step: Callable[[PanelDecoder], WholeStep | None] | None = None
+    whole_step: Callable[[StepDecoder], WholeStep | None] | None = None
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
     takes_quantized: bool = False
+    # What `pack_linear` makes, by name: where names are equal, so are the bytes, and others may map them from a file.
+    # Empty: they mean nothing outside this process.
+    weights_layout: str = ""
+    # What packs weights of 8 and 4 bits that `linear` takes too, where it does.
+    packer: Packer | None = None
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -81,18 +87,15 @@ def plain_ops(device: torch.device, dtype: torch.dtype) -> Ops:
 def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     """The C++ kernels of `kernels/cpu/`: float32 or bfloat16 on this machine's CPU."""
     kernels = CpuOps(library, dtype)
-    pack: Callable[[Tensor], LinearWeight] = kernels.pack_linear
-    linear: Callable[[Tensor, Any, Tensor | None], Tensor] = kernels.linear
-    if packed_linear.has_bfloat16_units(dtype):
-        # oneDNN uses them (AVX512-BF16, AMX) and our AVX2 linear does not: ten times slower at 512 rows.
-        pack, linear = packed_linear.select_linear(torch.device("cpu"), dtype)
-    if dtype == torch.bfloat16:
-        from kernels import panels
-        pack = lambda w: panels.pack(library, w)
+    linears = FloatLinear(library) if dtype == torch.float32 else PanelLinear(library)
+
+    def whole_step(decoder: StepDecoder) -> WholeStep | None:
+        return DecoderStep(library, decoder) if takes(decoder) else None
+
     return Ops(
-        pack_linear=pack,
-        whole_step=lambda decoder: DecoderStep(library, decoder) if takes(decoder) else None,
-        linear=linear,
+        pack_linear=linears.pack,
+        linear=linears.linear,
+        whole_step=whole_step,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         rope=kernels.rope,
@@ -101,4 +104,7 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         kv_write=kernels.kv_write,
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
+        packer=linears.packer if isinstance(linears, PanelLinear) else None,
+        # Any change of the sources may change what panels are.
+        weights_layout=f"panels {cpu_build.source_key()}",
     )

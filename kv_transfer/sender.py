@@ -58,8 +58,11 @@ class KVSender:
         max_offers: int,
         driver: Driver | None = None,
         summer: BlockSummer | None = None,
+        first_blocks: int | None = None,
     ) -> "KVSender":
         """Allocate and export a pool of `num_blocks` blocks; with a `summer`, offers say what its blocks hold.
+
+        With `first_blocks` only these have memory; the others are to be reserved before they are used.
 
         Raises DeviceError when the memory is not there.
         """
@@ -69,8 +72,18 @@ class KVSender:
         # Never 0: a handle of zeros must not fit.
         epoch = secrets.randbelow(2**63 - 1) + 1
         shape = PoolShape(epoch, block_bytes, num_blocks, max_offers, layout_digest(layout_hash))
-        pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes)
+        first_bytes = None if first_blocks is None else first_blocks * block_bytes
+        pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes, first_bytes)
         return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape), summer)
+
+    def reserve(self, first: int, stop: int) -> None:
+        """Have memory for blocks first..stop. Raises DeviceError when there is none."""
+        shape = self._head.shape
+        self._driver.reserve(self._segment, shape.head_bytes, first * shape.block_bytes, stop * shape.block_bytes)
+
+    def num_reservable(self) -> int:
+        """For how many blocks there would be memory now, of a pool that grows."""
+        return self._segment.room_bytes() // self._head.shape.block_bytes
 
     @property
     def head(self) -> tuple[mmap.mmap, int]:

@@ -16,6 +16,7 @@ from broker.intake import Claim, Intake
 from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
+from engine.block_growth import first_blocks, growth_of
 from engine.block_space import BlockSpace
 from engine.continuation import event_of
 from engine.kv_pool import KVPool
@@ -332,6 +333,8 @@ async def work(
         layout_hash=layout.hash(loaded.model.model_hash),
         max_offers=settings.kv_transfer.max_offers,
         summer=start_summer(settings.kv_transfer, loaded.model.device),
+        # The pools of all ranks are reserved by their own.
+        first_blocks=first_blocks(settings.kv, layout.block_bytes, num_blocks) if ranks is None else None,
     ) as exported:
         pool = KVPool.over(layout, exported.sender.buffer)
         if ranks is None:
@@ -340,7 +343,11 @@ async def work(
             exported.lead(ranks.serve(num_blocks))
             runner = ModelRunner(loaded.model, pool, ranks.step)
         board.export = seal.seal_export(exported.export)
-        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
+        growth = None
+        if ranks is None and loaded.model.device.type == "cpu":
+            sender = exported.sender
+            growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
+        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running

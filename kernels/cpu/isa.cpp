@@ -34,40 +34,35 @@ uint64_t saved_state() {
     return uint64_t(high) << 32 | low;
 }
 
-Found find() {
-    Found found{NONE, false};
+Isa find() {
     const Leaf basic(1, 0), more(7, 0), last(7, 1);
-    const int FMA = 12, OSXSAVE = 27, AVX = 28, F16C = 29;
-    if (!all(basic.ecx, {FMA, OSXSAVE, AVX, F16C}) || !all(more.ebx, {5})) return found;
+    const int FMA = 12, OSXSAVE = 27, AVX = 28, F16C = 29, HAS_AVX2 = 5;
+    if (!all(basic.ecx, {FMA, OSXSAVE, AVX, F16C}) || !all(more.ebx, {HAS_AVX2})) return NONE;
     const uint64_t saved = saved_state();
     const uint64_t YMM = 0x6, ZMM = 0xe6, TILES = 0x60000;
-    if ((saved & YMM) != YMM) return found;
-    found.isa = AVX2;
-    const int F = 16, DQ = 17, BW = 30, VL = 31;
-    if ((saved & ZMM) != ZMM || !all(more.ebx, {F, DQ, BW, VL})) return found;
-    found.isa = AVX512;
-    found.has_vnni = all(more.ecx, {11});
-    if (!found.has_vnni || !all(last.eax, {5})) return found;
-    found.isa = AVX512_BF16;
+    if ((saved & YMM) != YMM) return NONE;
+    const int F = 16, DQ = 17, BW = 30, VL = 31, VNNI = 11, BF16 = 5;
+    if ((saved & ZMM) != ZMM || !all(more.ebx, {F, DQ, BW, VL})) return AVX2;
+    if (!all(more.ecx, {VNNI})) return AVX512;
+    if (!all(last.eax, {BF16})) return AVX512_VNNI;
     const int AMX_BF16 = 22, AMX_TILE = 24;
-    if ((saved & TILES) != TILES || !all(more.edx, {AMX_BF16, AMX_TILE})) return found;
+    if ((saved & TILES) != TILES || !all(more.edx, {AMX_BF16, AMX_TILE})) return AVX512_BF16;
     // Linux gives the tiles' 8 KB of state only to a process that asks.
-    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0) found.isa = AMX;
-    return found;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 ? AMX : AVX512_BF16;
+}
+
+Isa found() {
+    static const Isa known = find();
+    return known;
 }
 
 std::atomic<int> wanted{AUTOMATIC};
 
 }  // namespace
 
-Found found() {
-    static const Found known = find();
-    return known;
-}
-
 Isa isa() {
     const int asked = wanted.load(std::memory_order_relaxed);
-    return asked == AUTOMATIC ? found().isa : static_cast<Isa>(asked);
+    return asked == AUTOMATIC ? found() : static_cast<Isa>(asked);
 }
 
 }  // namespace pdq
@@ -79,7 +74,7 @@ PDQ_EXPORT int pdq_use_isa(int asked) {
 #ifdef PDQ_EMULATED_TILES
     const int best = pdq::AMX;
 #else
-    const int best = pdq::found().isa;
+    const int best = pdq::found();
 #endif
     if (asked >= pdq::AUTOMATIC && asked <= best) pdq::wanted.store(asked);
     return pdq::isa();

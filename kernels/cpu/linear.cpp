@@ -1,7 +1,5 @@
-// out = x @ weight.T + bias, with the weight in panels of 16 outputs.
-//
-// A panel lies [in][16]: step k of the product reads its 16 weights as they stand. In bfloat16 two outputs share a
-// 32-bit lane, output i below and output 8 + i above: a shift and a mask make floats of them.
+// out = x @ weight.T + bias in float32, with the weight in panels of 16 outputs that lie [in][16]. bfloat16 and
+// integer weights: panel_linear.cpp.
 //
 // Every output is one chain of fused multiply-adds over k = 0, 1, ..., whatever tile it is computed in. So a row's
 // result has the same bits at any number of rows and threads, and that is a promise: no k is split, no order changed.
@@ -30,40 +28,21 @@ struct Pair {
     __m256 low, high;  // outputs 0..7 and 8..15
 };
 
-inline Pair weights_at(const BFloat16* panel) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)))};
-}
-
 inline Pair weights_at(const float* panel) { return {_mm256_loadu_ps(panel), _mm256_loadu_ps(panel + 8)}; }
 
-template <class T>
-inline int64_t place(int64_t output);  // where in a step of a panel an output's weight lies
-template <>
-inline int64_t place<BFloat16>(int64_t output) {
-    return output < 8 ? 2 * output : 2 * (output - 8) + 1;
-}
-template <>
-inline int64_t place<float>(int64_t output) {
-    return output;
-}
-
-template <class T>
 struct Job {
     const float* x;  // [rows][x_stride]
     int64_t x_stride;
-    const T* weight;  // [panels][in][16]
-    const T* bias;    // [outs] or null
-    T* out;           // [rows][outs]
+    const float* weight;  // [panels][in][16]
+    const float* bias;    // [outs] or null
+    float* out;           // [rows][outs]
     int64_t rows, ins, outs;
 };
 
-template <class T>
-inline void finish(const Job<T>& job, int64_t row, int64_t output, __m256 sum) {
+inline void finish(const Job& job, int64_t row, int64_t output, __m256 sum) {
     const int64_t count = job.outs - output;
     if (count <= 0) return;
-    T* to = job.out + row * job.outs + output;
+    float* to = job.out + row * job.outs + output;
     if (count >= 8) {
         if (job.bias) sum = _mm256_add_ps(sum, load8(job.bias + output));
         store8(to, sum);
@@ -73,21 +52,21 @@ inline void finish(const Job<T>& job, int64_t row, int64_t output, __m256 sum) {
     }
 }
 
-template <class T, int ROWS, int PANELS>
-void tile(const Job<T>& job, int64_t row, int64_t panel) {
+template <int ROWS, int PANELS>
+void tile(const Job& job, int64_t row, int64_t panel) {
     __m256 sums[ROWS][PANELS][2];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 16
         for (int p = 0; p < PANELS; p++) sums[r][p][0] = sums[r][p][1] = _mm256_setzero_ps();
     const int64_t panel_size = job.ins * PANEL;
-    const T* weight = job.weight + panel * panel_size;
+    const float* weight = job.weight + panel * panel_size;
     const float* x = job.x + row * job.x_stride;
     for (int64_t k = 0; k < job.ins; k++) {
         Pair pairs[PANELS];
 #pragma GCC unroll 16
         for (int p = 0; p < PANELS; p++) {
-            const T* at = weight + p * panel_size + k * PANEL;
+            const float* at = weight + p * panel_size + k * PANEL;
             pairs[p] = weights_at(at);
             // The panels are read once each, from memory: the hardware's own prefetch stops at every page.
             if (ROWS <= 3) _mm_prefetch(reinterpret_cast<const char*>(at) + PREFETCH_BYTES, _MM_HINT_T0);
@@ -112,28 +91,26 @@ void tile(const Job<T>& job, int64_t row, int64_t panel) {
 }
 
 // ROWS rows of panels [first, end), as many at once as there are registers for.
-template <class T, int ROWS>
-void panels(const Job<T>& job, int64_t row, int64_t first, int64_t end) {
+template <int ROWS>
+void panels(const Job& job, int64_t row, int64_t first, int64_t end) {
     constexpr int AT_ONCE = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
-    for (; first + AT_ONCE <= end; first += AT_ONCE) tile<T, ROWS, AT_ONCE>(job, row, first);
-    for (; first < end; first++) tile<T, ROWS, 1>(job, row, first);
+    for (; first + AT_ONCE <= end; first += AT_ONCE) tile<ROWS, AT_ONCE>(job, row, first);
+    for (; first < end; first++) tile<ROWS, 1>(job, row, first);
 }
 
-template <class T>
-void rows_of_panels(const Job<T>& job, int64_t row, int64_t num_rows, int64_t first, int64_t end) {
+void rows_of_panels(const Job& job, int64_t row, int64_t num_rows, int64_t first, int64_t end) {
     switch (num_rows) {
-        case 1: return panels<T, 1>(job, row, first, end);
-        case 2: return panels<T, 2>(job, row, first, end);
-        case 3: return panels<T, 3>(job, row, first, end);
-        case 4: return panels<T, 4>(job, row, first, end);
-        case 5: return panels<T, 5>(job, row, first, end);
-        case 6: return panels<T, 6>(job, row, first, end);
+        case 1: return panels<1>(job, row, first, end);
+        case 2: return panels<2>(job, row, first, end);
+        case 3: return panels<3>(job, row, first, end);
+        case 4: return panels<4>(job, row, first, end);
+        case 5: return panels<5>(job, row, first, end);
+        case 6: return panels<6>(job, row, first, end);
     }
 }
 
 // Rows [row, end) of panels [first, last): tiles of nearly equal height, a panel for all of them before the next.
-template <class T>
-void block(const Job<T>& job, int64_t row, int64_t end, int64_t first, int64_t last) {
+void block(const Job& job, int64_t row, int64_t end, int64_t first, int64_t last) {
     const int64_t rows = end - row, tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
     if (tiles == 1) return rows_of_panels(job, row, rows, first, last);
     for (int64_t panel = first; panel < last; panel++)
@@ -161,39 +138,30 @@ class Rows {
     int64_t size_ = 0;
 };
 
-template <class T>
-void to_floats(const T* x, float* to, int64_t count) {
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) store8(to + i, load8(x + i));
-    if (i < count) store_part(to + i, load_part(x + i, count - i), count - i);
-}
-
-template <class T>
 int threads_for(int64_t rows, int64_t ins, int64_t outs, int threads) {
     const double weights = static_cast<double>(ins) * static_cast<double>(outs);
     const double one_thread_s =
-        std::max(weights * sizeof(T) / BYTES_PER_S, weights * static_cast<double>(rows) / MULTIPLY_ADDS_PER_S);
+        std::max(weights * sizeof(float) / BYTES_PER_S, weights * static_cast<double>(rows) / MULTIPLY_ADDS_PER_S);
     return one_thread_s < WAKE_S ? 1 : threads;
 }
 
-template <class T>
-void linear(const T* x, int64_t x_stride, const T* weight, const T* bias, T* out, int64_t rows, int64_t ins,
+void linear(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out, int64_t rows, int64_t ins,
             int64_t outs, int threads) {
     thread_local Rows scratch;
     const int64_t stride = (ins + X_ALIGN - 1) / X_ALIGN * X_ALIGN + X_ALIGN;
     const int64_t num_panels = (outs + PANEL - 1) / PANEL;
     float* floats = scratch.of(rows * stride);
-    threads = threads_for<T>(rows, ins, outs, threads);
-    const Job<T> job{floats, stride, weight, bias, out, rows, ins, outs};
+    threads = threads_for(rows, ins, outs, threads);
+    const Job job{floats, stride, weight, bias, out, rows, ins, outs};
     const int64_t block_rows =
         std::max<int64_t>(2, X_BLOCK_BYTES / (stride * int64_t(sizeof(float)) * MAX_ROWS)) * MAX_ROWS;
     if (rows < 16)
-        for (int64_t row = 0; row < rows; row++) to_floats(x + row * x_stride, floats + row * stride, ins);
+        for (int64_t row = 0; row < rows; row++) std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         if (rows >= 16) {
 #pragma omp for schedule(static)
-            for (int64_t row = 0; row < rows; row++) to_floats(x + row * x_stride, floats + row * stride, ins);
+            for (int64_t row = 0; row < rows; row++) std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
         }
         const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
         const int64_t first = num_panels * me / team, last = num_panels * (me + 1) / team;
@@ -202,16 +170,15 @@ void linear(const T* x, int64_t x_stride, const T* weight, const T* bias, T* out
     }
 }
 
-template <class T>
-void pack(const T* weight, T* packed, int64_t ins, int64_t outs, int threads) {
+void pack(const float* weight, float* packed, int64_t ins, int64_t outs, int threads) {
     const int64_t num_panels = (outs + PANEL - 1) / PANEL;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t panel = 0; panel < num_panels; panel++) {
-        T* to = packed + panel * ins * PANEL;
-        std::memset(to, 0, ins * PANEL * sizeof(T));
+        float* to = packed + panel * ins * PANEL;
+        std::memset(to, 0, ins * PANEL * sizeof(float));
         for (int64_t i = 0; i < std::min(PANEL, outs - panel * PANEL); i++) {
-            const T* from = weight + (panel * PANEL + i) * ins;
-            for (int64_t k = 0; k < ins; k++) to[k * PANEL + place<T>(i)] = from[k];
+            const float* from = weight + (panel * PANEL + i) * ins;
+            for (int64_t k = 0; k < ins; k++) to[k * PANEL + i] = from[k];
         }
     }
 }
@@ -219,14 +186,11 @@ void pack(const T* weight, T* packed, int64_t ins, int64_t outs, int threads) {
 }  // namespace
 }  // namespace pdq
 
-#define PDQ_LINEAR(NAME, T)                                                                                          \
-    PDQ_EXPORT void pdq_linear_##NAME(const T* x, int64_t x_stride, const T* weight, const T* bias, T* out,          \
-                                      int64_t rows, int64_t ins, int64_t outs, int threads) {                        \
-        pdq::linear(x, x_stride, weight, bias, out, rows, ins, outs, threads);                                       \
-    }                                                                                                                \
-    PDQ_EXPORT void pdq_linear_pack_##NAME(const T* weight, T* packed, int64_t ins, int64_t outs, int threads) {     \
-        pdq::pack(weight, packed, ins, outs, threads);                                                               \
-    }
+PDQ_EXPORT void pdq_linear_f32(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out,
+                               int64_t rows, int64_t ins, int64_t outs, int threads) {
+    pdq::linear(x, x_stride, weight, bias, out, rows, ins, outs, threads);
+}
 
-PDQ_LINEAR(bf16, pdq::BFloat16)
-PDQ_LINEAR(f32, float)
+PDQ_EXPORT void pdq_linear_pack_f32(const float* weight, float* packed, int64_t ins, int64_t outs, int threads) {
+    pdq::pack(weight, packed, ins, outs, threads);
+}

@@ -1,4 +1,4 @@
-// Eight floats at a time from and to memory that holds float or bfloat16. AVX2 and FMA from here to the file's end:
+// Eight floats at a time from and to memory that holds float or bfloat16. AVX2, FMA and F16C from here to the file's end:
 // include it after every other header. Rounding to bfloat16 is to nearest, ties to even; NaN stays NaN.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 #define PDQ_EXPORT extern "C" __attribute__((visibility("default")))
 
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 
 namespace pdq {
 

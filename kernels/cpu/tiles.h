@@ -3,9 +3,10 @@
 // A matrix lies in panels of 16 outputs, whose inputs are padded with zeros to whole groups of 32, so that one layout
 // serves every instruction set and may be kept in a file that all workers of a host map. By kind, a panel is
 //   BF16  [inputs / 2][16 outputs][2]: what AVX512-BF16 and AMX multiply by as it stands
-//   INT8  [groups][8][16 outputs][4 inputs] int8, then [groups][16] float16 scales
-//   INT4  [groups][4][16 outputs][4 inputs], the low nibble input 8 j + i and the high one 8 j + 4 + i of a group, then
-//         [groups][16] float16 scales, then [groups][16] float16 minima: weight = scale * nibble + minimum
+//   INT8  [groups] of [8][16 outputs][4 inputs] int8, then [16] float16 scales: 544 bytes
+//   INT4  [groups] of [4][16 outputs][4 inputs], the low nibble input 8 j + i and the high one 8 j + 4 + i of the group,
+//         then [16] float16 scales and [16] float16 minima: 320 bytes. weight = scale * nibble + minimum
+// and so is read as one stream.
 //
 // Every output is one chain over its inputs in order, whatever rows and panels it is computed beside. So a row's result
 // has the same bits in any batch and at any number of threads on one instruction set, and that is a promise.
@@ -18,6 +19,8 @@ namespace pdq {
 constexpr int64_t PANEL = 16;  // outputs
 constexpr int64_t GROUP = 32;  // inputs
 
+constexpr int64_t INT8_GROUP_BYTES = GROUP * PANEL + PANEL * 2, INT4_GROUP_BYTES = GROUP * PANEL / 2 + PANEL * 4;
+
 enum Kind : int64_t { BF16 = 0, INT8 = 1, INT4 = 2 };
 
 // A weight [outs][ins] in panels. Python fills it in: kernels/panels.py has the same fields.
@@ -27,14 +30,8 @@ struct Matrix {
 
     int64_t groups() const { return (ins + GROUP - 1) / GROUP; }
     int64_t num_panels() const { return (outs + PANEL - 1) / PANEL; }
-    int64_t panel_bytes() const {
-        const int64_t weights = groups() * GROUP * PANEL;
-        switch (kind) {
-            case INT8: return weights + groups() * PANEL * 2;
-            case INT4: return weights / 2 + groups() * PANEL * 4;
-            default: return weights * 2;
-        }
-    }
+    int64_t group_bytes() const { return kind == INT8 ? INT8_GROUP_BYTES : kind == INT4 ? INT4_GROUP_BYTES : 1024; }
+    int64_t panel_bytes() const { return groups() * group_bytes(); }
 };
 
 // c[r * c_stride + 16 * p + o] = row r . output o of panel first + p, in float, without bias. Outputs beyond `outs` are

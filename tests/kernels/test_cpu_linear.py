@@ -2,14 +2,16 @@
 
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import cpu_build
-from kernels.cpu_ops import CpuOps
+from kernels.cpu_linear import FloatLinear, PanelLinear
 
+Linears = Any  # FloatLinear or PanelLinear, each with its own weights
 DTYPES = [torch.float32, torch.bfloat16]
 # Of one rounding to the type, plus that of float sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
@@ -24,8 +26,8 @@ def library() -> ctypes.CDLL:
 
 
 @pytest.fixture(params=DTYPES, ids=str)
-def ops(library: ctypes.CDLL, request: pytest.FixtureRequest) -> CpuOps:
-    return CpuOps(library, request.param)
+def linears(library: ctypes.CDLL, request: pytest.FixtureRequest) -> Linears:
+    return FloatLinear(library) if request.param == torch.float32 else PanelLinear(library)
 
 
 @pytest.fixture(autouse=True)
@@ -42,61 +44,63 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 @pytest.mark.parametrize("num_rows", range(1, 34))
 @pytest.mark.parametrize(("ins", "outs"), [(61, 37), (64, 16), (1, 1), (7, 100)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_is_the_product(ops: CpuOps, num_rows: int, ins: int, outs: int, with_bias: bool) -> None:
-    x, weight = randn(num_rows, ins, dtype=ops.dtype), randn(outs, ins, seed=1, dtype=ops.dtype)
-    bias = randn(outs, seed=2, dtype=ops.dtype) if with_bias else None
-    out = ops.linear(x, ops.pack_linear(weight), bias)
+def test_is_the_product(linears: Linears, num_rows: int, ins: int, outs: int, with_bias: bool) -> None:
+    x, weight = randn(num_rows, ins, dtype=linears.dtype), randn(outs, ins, seed=1, dtype=linears.dtype)
+    bias = randn(outs, seed=2, dtype=linears.dtype) if with_bias else None
+    out = linears.linear(x, linears.pack(weight), bias)
     wanted = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    assert out.dtype == ops.dtype and out.shape == (num_rows, outs)
+    assert out.dtype == linears.dtype and out.shape == (num_rows, outs)
     # The sums of a row are of products this large; what cancels is lost.
     size = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
-    assert ((out.double() - wanted).abs() <= TOLERANCE[ops.dtype] * size).all()
+    assert ((out.double() - wanted).abs() <= TOLERANCE[linears.dtype] * size).all()
 
 
-def test_large_blocks_of_rows(ops: CpuOps) -> None:
-    x, weight = randn(300, 1200, dtype=ops.dtype), randn(48, 1200, seed=1, dtype=ops.dtype) / 32
-    out = ops.linear(x, ops.pack_linear(weight), None)
+def test_large_blocks_of_rows(linears: Linears) -> None:
+    x, weight = randn(300, 1200, dtype=linears.dtype), randn(48, 1200, seed=1, dtype=linears.dtype) / 32
+    out = linears.linear(x, linears.pack(weight), None)
     torch.testing.assert_close(out.double(), x.double() @ weight.double().T, atol=2e-2, rtol=1e-2)
 
 
-def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(ops: CpuOps) -> None:
+def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(linears: Linears) -> None:
     # Large enough for a second thread already at one row.
-    x, weight = randn(200, 1030, dtype=ops.dtype), ops.pack_linear(randn(1100, 1030, seed=1, dtype=ops.dtype))
-    bias = randn(1100, seed=2, dtype=ops.dtype)
+    x, weight = randn(200, 1030, dtype=linears.dtype), linears.pack(randn(1100, 1030, seed=1, dtype=linears.dtype))
+    bias = randn(1100, seed=2, dtype=linears.dtype)
     torch.set_num_threads(1)
-    wanted = ops.linear(x, weight, bias)
+    wanted = linears.linear(x, weight, bias)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for num_rows in (*range(1, 34), 48, 100, 200):
             for first in (0, 200 - num_rows):
                 rows = slice(first, first + num_rows)
-                assert torch.equal(ops.linear(x[rows], weight, bias), wanted[rows]), (threads, num_rows)
+                assert torch.equal(linears.linear(x[rows], weight, bias), wanted[rows]), (threads, num_rows)
 
 
-def test_rows_may_lie_apart(ops: CpuOps) -> None:
-    x, weight = randn(5, 90, dtype=ops.dtype), ops.pack_linear(randn(20, 30, seed=1, dtype=ops.dtype))
-    assert torch.equal(ops.linear(x[:, 30:60], weight, None), ops.linear(x[:, 30:60].contiguous(), weight, None))
+def test_rows_may_lie_apart(linears: Linears) -> None:
+    x, weight = randn(5, 90, dtype=linears.dtype), linears.pack(randn(20, 30, seed=1, dtype=linears.dtype))
+    assert torch.equal(
+        linears.linear(x[:, 30:60], weight, None), linears.linear(x[:, 30:60].contiguous(), weight, None)
+    )
 
 
-def test_a_weight_need_not_be_contiguous(ops: CpuOps) -> None:
-    weight, x = randn(30, 20, dtype=ops.dtype), randn(3, 30, dtype=ops.dtype)
-    packed, copied = ops.pack_linear(weight.T), ops.pack_linear(weight.T.contiguous())
-    assert torch.equal(ops.linear(x, packed, None), ops.linear(x, copied, None))
+def test_a_weight_need_not_be_contiguous(linears: Linears) -> None:
+    weight, x = randn(30, 20, dtype=linears.dtype), randn(3, 30, dtype=linears.dtype)
+    packed, copied = linears.pack(weight.T), linears.pack(weight.T.contiguous())
+    assert torch.equal(linears.linear(x, packed, None), linears.linear(x, copied, None))
 
 
-def test_what_it_cannot_take_is_refused(ops: CpuOps) -> None:
-    weight = ops.pack_linear(randn(20, 30, dtype=ops.dtype))
-    for x in (randn(3, 30).half(), randn(30, 3, dtype=ops.dtype).T, randn(3, 31, dtype=ops.dtype)):
+def test_what_it_cannot_take_is_refused(linears: Linears) -> None:
+    weight = linears.pack(randn(20, 30, dtype=linears.dtype))
+    for x in (randn(3, 30).half(), randn(30, 3, dtype=linears.dtype).T, randn(3, 31, dtype=linears.dtype)):
         with pytest.raises(AssertionError):
-            ops.linear(x, weight, None)
+            linears.linear(x, weight, None)
 
 
 def test_rounds_to_nearest_even_and_keeps_what_is_not_finite(library: ctypes.CDLL) -> None:
-    ops = CpuOps(library, torch.bfloat16)
+    linears = PanelLinear(library)
     # Products with 1 + 2^-7 and the like give every way a tail can lie between two bfloat16 values.
     x = torch.tensor([[1 + i / 128] for i in range(128)] + [[torch.inf], [-torch.inf], [torch.nan]]).bfloat16()
     weight = torch.tensor([[1 + i / 128] for i in range(128)]).bfloat16()
     wanted = (x.float() * weight.float().T).bfloat16()  # exact in float32, so this rounds once, as we do
-    out = ops.linear(x, ops.pack_linear(weight), None)
+    out = linears.linear(x, linears.pack(weight), None)
     assert torch.equal(out.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
     assert out[-1].isnan().all()
