@@ -17,6 +17,8 @@ from broker.scripts import load_script
 from messages import PrefillJob, Priority, Role
 from settings import QueueSettings
 
+STANDS = 2  # waits that a bid stands for: who waits again at once has no moment without one
+
 
 class LocalQueue(JobQueue[PrefillJob]):
     """A JobQueue that is filled by who takes from it."""
@@ -44,12 +46,16 @@ class LocalQueue(JobQueue[PrefillJob]):
             rows = await self._seek_or_wait(worker_id, bid, block_ms)
         return await self._entries(rows)
 
+    async def withdraw(self, worker_id: str) -> None:
+        """Nothing is routed to the worker's bid any more; what was is in the queue."""
+        await self._redis.hdel(self._bids_key, worker_id)
+
     async def _seek_or_wait(self, worker_id: str, bid: Bid, block_ms: int) -> list[Row]:
         block_ms = min(block_ms, MAX_BLOCK_MS)
         rows: list[Any] = await load_script("seek").run(
             self._redis,
             [self._bids_key, self._sizes_key, *self._prefill_keys, *self._local_keys],
-            [GROUP, worker_id, bid.text(), block_ms, self._before_id, self._after_id],
+            [GROUP, worker_id, bid.text(), STANDS * block_ms, self._before_id, self._after_id],
         )
         if rows:
             every = tuple(Priority)

@@ -91,13 +91,15 @@ class LocalPrefill:
                 self.remote_at = time.monotonic()
             self.num_turns += 1
             bid = self.bid()
-            if bid is None and time.monotonic() < self.strays_at:
+            if bid is None and not self.intake.has_bid and time.monotonic() < self.strays_at:
                 await wait(self.batch.room_came)
                 continue
             self.strays_at = time.monotonic() + self.settings.queue.lease_s / 4
             claims = await (self.intake.strays() if bid is None else self.intake.seek(bid, int(IDLE_WAIT_S * 1000)))
             for claim in claims:
                 await self.admit(claim, stopping)
+        for claim in await self.intake.strays():
+            await self.admit(claim, stopping)
 
     def bid(self) -> Bid | None:
         """What would be taken as things stand."""
