@@ -179,6 +179,7 @@ class DecodeWorker:
 
     async def next_batch(self) -> list[Running]:
         """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
+        self.prepared = None  # else who leaves now could be in the step after this one
         self.batch.take_joined()
         leaving, plan = self.leaving(), self.plan()
         if leaving or plan.preempt or any(one.is_suspect for one in self.running):
