@@ -227,6 +227,7 @@ class PrefillJob(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     hop: int  # how often the sequence changed queues; a job of an older hop is stale
     attempt: int = 0  # how many workers died or failed on it without progress
+    num_published: int = 0  # tokens in the stream when the job was made
 
 
 class KVHandle(msgspec.Struct, frozen=True, array_like=True):
@@ -338,7 +339,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     max_running: int = 0  # sequences it runs at once
     tokens_per_s: float = 0.0  # a prefill worker's prompt tokens per second of work, of late; 0: not known yet
     sequence_s: float = 0.0  # seconds that a sequence is expected to stay in a decode worker's batch; 0: not known
-    prefilled_tokens: int = 0  # tokens that a prefill worker has computed since its start
+    prefilled_tokens: int = 0  # prompt tokens that it has computed since its start
 
 
 Job = PrefillJob | DecodeJob

@@ -22,6 +22,7 @@ class Frame:
     is_end: bool = False  # the last frame of a whole answer
     error: str | None = None  # the server ended the request with this
     text: str = ""  # what the frame adds to the answer; without a count it stands for one token
+    token_id: int | None = None  # None: the frame does not say
 
 
 class WireStyle(Protocol):

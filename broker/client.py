@@ -21,6 +21,7 @@ from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.key_limits import KeyLimits
 from broker.keys import Keys
+from broker.local_queue import LocalQueue
 from broker.master import Locate, locator
 from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
@@ -44,6 +45,7 @@ class Broker:
     stream_settings: StreamSettings
     requests: RequestLog
     prefill_queue: JobQueue[PrefillJob]
+    local_queue: LocalQueue
     decode_queue: JobQueue[DecodeJob]
     registry: Registry
     cancels: Cancels
@@ -80,6 +82,7 @@ def assemble_broker(
         stream_settings=stream,
         requests=requests,
         prefill_queue=JobQueue(client, blocking_client, keys, queue, Role.PREFILL, PrefillJob, refuse),
+        local_queue=LocalQueue(client, blocking_client, keys, queue, refuse),
         decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),
         registry=Registry(client, keys),
         cancels=Cancels(blocking_client, keys),

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
 from broker.choice import Append, ChoiceProgress, ChoiceState, SequenceLoad, Taken, member_of, parse_member
 from broker.job_queue import QueueEntry
-from broker.keys import GROUP, Keys
+from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import Argument, load_script
 from messages import (
     DecodeJob,
@@ -77,8 +77,10 @@ class RequestLog:
                 keys.active_sizes(),
                 keys.active_phases(),
                 keys.reader_leases(),
+                keys.bids(),
                 *keys.queues(Role.PREFILL),
                 *keys.queues(Role.DECODE),
+                *keys.queues(LOCAL),
                 *(keys.tokens(request_id, choice) for choice in choices),
             ],
             [
@@ -91,6 +93,7 @@ class RequestLog:
                 GROUP,
                 *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
                 self._reader_lease_ms,
+                int(request.kind == "generate"),
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
             ],
         )

@@ -27,6 +27,7 @@ from telemetry import get_logger
 
 log = get_logger()
 
+TRIP_WINDOW = 16  # round trips to Redis over which the time of one is taken
 PULL_WINDOW_S = 1.0  # seconds of pulls over which their rate is taken
 
 
@@ -53,6 +54,7 @@ class Admission:
         self.num_pulling = 0
         self.pulling_since: float | None = None  # time.monotonic()
         self.pull_rate = Rolling(PULL_WINDOW_S)  # tokens per second
+        self.round_trip_s = Rolling(TRIP_WINDOW)  # to Redis and back
         self.pull_thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -145,7 +147,9 @@ class Admission:
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         self.batch.join(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
+        began = time.perf_counter()
         await self.release(job)
+        self.round_trip_s.note(time.perf_counter() - began, 1)
 
     def check_handle(self, job: DecodeJob) -> None:
         """Before the handle is used for anything. Raises KVTransferFailed."""
@@ -161,7 +165,7 @@ class Admission:
     async def send_back(self, claim: Claim[DecodeJob], attempt: int) -> None:
         """To the prefill queue: recompute prompt + published tokens."""
         job = claim.job
-        again = PrefillJob(job.request_id, job.choice, job.hop + 1, attempt)
+        again = PrefillJob(job.request_id, job.choice, job.hop + 1, attempt, len(claim.taken.events))
         await self.intake.hand_over(claim, again, Phase.PREFILL_QUEUED)
 
     @property

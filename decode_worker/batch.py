@@ -20,19 +20,20 @@ class Batch:
         self.space = space
         self.running: list[Running] = []  # oldest first
         self.joining: list[Running] = []  # pulled, in from the next step
+        self.prefilling: list[Running] = []  # whose prompts are computed here, oldest first
         self.cancelled: set[tuple[str, int]] = set()  # (request_id, choice)
         self.work_came = asyncio.Event()
         self.room_came = asyncio.Event()
 
     @property
     def here(self) -> tuple[Running, ...]:
-        """Everybody whose KV is here."""
-        return (*self.running, *self.joining)
+        """Everybody who holds blocks."""
+        return (*self.running, *self.joining, *self.prefilling)
 
     @property
     def num_here(self) -> int:
         """How many those are."""
-        return len(self.running) + len(self.joining)
+        return len(self.running) + len(self.joining) + len(self.prefilling)
 
     def join(self, one: Running) -> None:
         """It is in from the next step."""
@@ -47,6 +48,7 @@ class Batch:
     def leave(self, one: Running) -> None:
         """Out of the batch, and its blocks are given back."""
         self.running = [other for other in self.running if other is not one]
+        self.prefilling = [other for other in self.prefilling if other is not one]
         self.free(one.sequence)
 
     def free(self, sequence: Sequence) -> None:

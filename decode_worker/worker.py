@@ -14,12 +14,15 @@ from contextlib import ExitStack
 from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Intake
+from broker.local_intake import LocalIntake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.admission import Admission
 from decode_worker.batch import Batch, wait
 from decode_worker.drain import Drain
+from decode_worker.local_prefill import LocalPrefill
 from decode_worker.output import Output, take_over
+from decode_worker.pace_probe import measure_pace
 from decode_worker.pool import open_pool
 from decode_worker.running import Running
 from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
@@ -43,6 +46,7 @@ from telemetry import get_logger
 log = get_logger()
 
 STEP_WINDOW = 32  # steps over which the time of one is taken
+HANDOFF_TRIPS = 4  # round trips to Redis of a hand-off: hand over, be told, take, release
 SEQUENCE_WINDOW = 32  # sequences over which the share of its max_new_tokens that one makes is taken
 
 
@@ -81,6 +85,17 @@ class DecodeWorker:
         self.admission = Admission(
             settings, broker, self.intake, self.batch, pool.tensor, receiver, seal, can_offer=sender is not None
         )
+        self.local = LocalPrefill(
+            settings,
+            broker,
+            board,
+            LocalIntake(broker, heartbeat, board.worker_id, settings.queue),
+            self.batch,
+            runner,
+            self.compute_thread,
+            read_step_s=lambda: self.pace.value,
+            read_way=lambda: (HANDOFF_TRIPS * self.admission.round_trip_s.value, self.admission.pull_rate.value),
+        )
         offers = None if sender is None else Offers(sender, space.free, seal)
         self.drain = Drain(settings, broker, board, self.intake, space, offers, self.compute_thread)
 
@@ -88,6 +103,7 @@ class DecodeWorker:
         """Until `stopping` is set; then hand every running sequence on."""
         async with asyncio.TaskGroup() as tasks:
             taking_in = tasks.create_task(self.admission.run(self.stopping))
+            prefilling = tasks.create_task(self.local.run(self.stopping))
             following = tasks.create_task(self.follow_cancels())
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
             while not taking_in.done():
@@ -98,7 +114,15 @@ class DecodeWorker:
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
                 await self.step()
+                if self.batch.prefilling:
+                    self.prepared = None  # somebody may leave meanwhile
+                    self.show()
+                    await self.settle()
+                    await self.local.step()
             self.turns.rest()
+            self.batch.room_came.set()
+            await prefilling
+            await self.local.leave()
             await self.settle()
             await self.leave()
             following.cancel()
@@ -125,6 +149,10 @@ class DecodeWorker:
         self.retire(refused)  # not sooner: the step wrote into their blocks
         outputs = take_over(batch, sampled, self.runner.eos_token_ids)
         self.unpublished = [output for output in outputs if output.one not in refused]
+        for output in self.unpublished:
+            if output.is_last and not output.append.event.error:  # its conversation may go on
+                sequence = output.one.sequence
+                self.space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
         self.retire(output.one for output in self.unpublished if output.is_last)
         self.prepared = self.running if can_go_on else None
         self.pace.note(time.perf_counter() - began, 1)
@@ -151,6 +179,7 @@ class DecodeWorker:
 
     async def next_batch(self) -> list[Running]:
         """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
+        self.prepared = None  # else who leaves now could be in the step after this one
         self.batch.take_joined()
         leaving, plan = self.leaving(), self.plan()
         if leaving or plan.preempt or any(one.is_suspect for one in self.running):
@@ -158,10 +187,13 @@ class DecodeWorker:
             await self.settle()
             leaving = self.leaving()
             await self.see_off(leaving)
-            plan = self.plan()
-            for position in plan.preempt:
-                await self.preempt(self.running[position])
-            self.batch.running = [self.running[position] for position in plan.decode]
+            while (plan := self.plan()).preempt:  # once more where others share their blocks, which then are not free
+                if self.batch.prefilling:
+                    await self.local.leave()  # who has not begun to speak gives way first
+                    continue
+                for position in plan.preempt:
+                    await self.preempt(self.running[position])
+                self.batch.running = [self.running[position] for position in plan.decode]
         for one in self.running:
             missing = one.sequence.num_blocks(self.block_size) - len(one.sequence.block_table)
             if missing:
@@ -284,12 +316,19 @@ async def work(
         heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
         runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
+        # On GPUs the pool leaves no room for a prefill step, and prefill is what they are many for.
+        can_prefill = model.device.type == "cpu" and not model.is_reward and settings.decode.local_prefill != "never"
         sender = None if exported is None else exported.sender
         growth = None
         if sender is not None:
             growth = growth_of(settings.kv, pool.layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
-        space = BlockSpace(num_blocks, settings.kv.block_size, prefix_cache=False, growth=growth)
+        has_cache = can_prefill and settings.kv.prefix_cache
+        space = BlockSpace(num_blocks, settings.kv.block_size, has_cache, growth=growth)
         worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns)
+        if can_prefill:
+            await on_passing_thread(measure_pace, runner, space, worker.local.pace)
+        else:
+            worker.local.turn_off()
         worker.stopping = listen()
         board.max_running = settings.decode.max_running
         board.ready(model_hash=model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)

@@ -41,6 +41,11 @@ class BlockSpace:
         return self._allocator.num_free + (self._cache.num_evictable if self._cache else 0)
 
     @property
+    def num_cached(self) -> int:
+        """Blocks that the prefix cache has."""
+        return self._cache.num_blocks if self._cache else 0
+
+    @property
     def num_used(self) -> int:
         """Blocks that someone holds."""
         return self._allocator.num_blocks - self._num_spare

@@ -301,7 +301,7 @@ class PrefillWorker:
         self.board.state = WorkerState.DRAINING
         for one in (*self.running, *self.waiting):
             job = one.claim.job
-            again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt)
+            again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt, len(one.claim.taken.events))
             await self.intake.hand_over(one.claim, again, Phase.PREFILL_QUEUED)
             self.free(one)
         deadline = asyncio.get_running_loop().time() + self.settings.queue.drain_s

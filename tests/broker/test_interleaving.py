@@ -87,7 +87,7 @@ class Cluster:
         place = (entry.job.request_id, entry.job.choice)
         taken = await self.broker.requests.take(entry.job, phase)
         if taken is None:
-            await (self.broker.prefill_queue if entry.queue is Role.PREFILL else self.broker.decode_queue).ack([entry])  # type: ignore[list-item]
+            await (self.broker.prefill_queue if entry.queue is Role.PREFILL else self.broker.decode_queue).ack([entry])
             return None
         assert not self.model.is_finished(place)
         assert entry.priority is taken.request.priority
@@ -168,7 +168,7 @@ class Cluster:
                     if claim is not None:
                         await self.append_event(claim, claim.next_index, TokenEvent(token_id=1))
                         await self.append_event(claim, claim.next_index, STOP)
-                        await queue.ack([entry])  # type: ignore[list-item]
+                        await queue.ack([entry])
             return await self.broker.prefill_queue.depth() + await self.broker.decode_queue.depth() == 0
 
         await eventually(is_empty)
@@ -233,7 +233,7 @@ async def run_worker(broker: Broker, role: Role, worker_id: str, source: random.
         for entry in entries:
             taken = await broker.requests.take(entry.job, Phase.PREFILLING if role is Role.PREFILL else Phase.DECODING)
             if taken is None:
-                await queue.ack([entry])  # type: ignore[list-item]
+                await queue.ack([entry])
                 continue
             index, place = len(taken.events), (taken.request.request_id, taken.choice)
             for _ in range(1 if role is Role.PREFILL else 100):
@@ -248,7 +248,7 @@ async def run_worker(broker: Broker, role: Role, worker_id: str, source: random.
                     break
                 index += 1
                 if event is STOP:
-                    await queue.ack([entry])  # type: ignore[list-item]
+                    await queue.ack([entry])
                     break
                 if role is Role.DECODE and source.random() < 0.03:  # preempted
                     job = PrefillJob(*place, entry.job.hop + 1)
