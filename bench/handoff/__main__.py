@@ -53,7 +53,7 @@ def print_idle(lengths: dict[int, list[str]], found: dict[str, Handoff]) -> None
         some = [found[request_id] for request_id in request_ids[1:] if request_id in found]
         columns = [[one.total_ms for one in some], *([one.phases_ms[phase] for one in some] for phase in PHASES)]
         cells = "".join(f"{quantile(values, 0.5):>8.2f}{quantile(values, 0.99):>8.2f}" for values in columns)
-        print(f"{length:>6} tokens{len(some):>10}{cells}")
+        print(f"{length:>6} tokens{len(some):>10}{cells}", flush=True)
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -63,7 +63,7 @@ async def run(arguments: argparse.Namespace) -> None:
     if arguments.model:
         settings["PDQ_MODEL__PATH"] = arguments.model
     what = f"a paced model, {arguments.step_ms:g} ms a step" if pace else "the model's own compute"
-    print(f"{what}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; figures are p50 and p99")
+    print(f"{what}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; figures are p50 and p99", flush=True)
     async with HandoffCluster(pace, settings) as cluster:
         lengths = await idle(cluster, arguments.tokens, arguments.count)
     print_idle(lengths, handoffs(cluster.marks[Role.PREFILL], cluster.marks[Role.DECODE]))
@@ -79,7 +79,8 @@ async def run(arguments: argparse.Namespace) -> None:
             f"{quantile(times.without_ms, 0.99):.2f} ms ({len(times.without_ms)}), with "
             f"{quantile(times.with_arrival_ms, 0.5):.2f} {quantile(times.with_arrival_ms, 0.99):.2f} ms "
             f"({len(times.with_arrival_ms)}); delay {times.delay_ms(0.5):+.2f} {times.delay_ms(0.99):+.2f} ms; "
-            f"between two computations {median(between_steps_us(decode, arguments.streams)):.0f} us"
+            f"between two computations {median(between_steps_us(decode, arguments.streams)):.0f} us",
+            flush=True,
         )
 
 

@@ -51,6 +51,14 @@ class HandoffCluster:
         self._redis = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        try:
+            await self._start()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+        return self
+
+    async def _start(self) -> None:
         await wait_until_answering(self.folder)
         context = multiprocessing.get_context("spawn")
         for role in (Role.PREFILL, Role.DECODE):
@@ -67,7 +75,6 @@ class HandoffCluster:
             if time.monotonic() > give_up or not all(process.is_alive() for process in self._processes.values()):
                 raise BenchFailed(f"the workers are not ready; their logs are in {self.folder}")
             await asyncio.sleep(0.05)
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -20,7 +20,9 @@ class Pace:
 
 def play(role: Role, environment: Mapping[str, str], log: Path, marks_path: Path, pace: Pace | None) -> None:
     """Be `pdq ROLE` in this process; its marks are saved when it ends."""
-    os.setsid()
+    from engine.parent_death import die_with_parent
+
+    die_with_parent(os.getppid())
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
