@@ -152,9 +152,9 @@ class Intake(Generic[JobT]):
         """Whether the request's deadline is past by more than the hosts' clocks may differ."""
         return is_past(claim.taken.request, now_ms(), self._clock_tolerance_s)
 
-    async def done(self, claim: Claim[JobT]) -> None:
-        """The sequence has ended: acknowledge."""
-        await self._let_go(claim.entry)
+    async def done(self, *claims: Claim[JobT]) -> None:
+        """These sequences have ended: acknowledge, in one round trip."""
+        await self._let_go(*(claim.entry for claim in claims))
 
     async def lost(self, claim: Claim[JobT]) -> None:
         """We were fenced. The entry is acknowledged only if nobody can need it: where another worker holds the very
@@ -193,6 +193,7 @@ class Intake(Generic[JobT]):
         (accepted,) = await self._broker.requests.append([claim.next_event(event, index)])
         await (self.done(claim) if accepted else self.lost(claim))
 
-    async def _let_go(self, entry: QueueEntry[JobT]) -> None:
-        self._heartbeat.drop(entry)
-        await self._queue.ack([entry])
+    async def _let_go(self, *entries: QueueEntry[JobT]) -> None:
+        for entry in entries:
+            self._heartbeat.drop(entry)
+        await self._queue.ack(entries)

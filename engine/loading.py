@@ -19,6 +19,7 @@ from engine.ranks import Ranks
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from kernels import cpu_build
+from kernels.cores import open_ledger, use_cores
 from messages import DeviceError, Role
 from settings import Settings
 
@@ -61,7 +62,9 @@ def load_part(
     device = _device(settings, shard)
     model_dir = resolve_model(settings.model, report)
     if device.type == "cpu":
-        cpu_build.load(settings.model.cache_dir, report)
+        library = cpu_build.load(settings.model.cache_dir, report)
+        if library is not None:
+            use_cores(library, torch.get_num_threads(), open_ledger())
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from broker.client import Broker
@@ -19,12 +18,11 @@ from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_growth import first_blocks, growth_of
 from engine.block_space import BlockSpace
-from engine.continuation import event_of, sequence_of
+from engine.continuation import event_of
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
-from engine.sequence import Sequence
 from engine.threads import on_passing_thread
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
@@ -35,6 +33,7 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
+from prefill_worker.running import Running, running
 from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
@@ -45,24 +44,6 @@ ResultT = TypeVar("ResultT")
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A claimed job and its sequence. `block_table` is empty until it has started."""
-
-    claim: Claim[PrefillJob]
-    sequence: Sequence
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Tokens whose KV is yet to be computed."""
-        return self.sequence.num_tokens - self.sequence.num_computed_tokens
-
-
-def running(claim: Claim[PrefillJob]) -> Running:
-    """The claim with its sequence, which has no blocks yet."""
-    return Running(claim, sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events))
 
 
 class PrefillWorker:
@@ -174,17 +155,13 @@ class PrefillWorker:
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for (one, _), event in zip(done, events, strict=True)
         ]
-        # The sums are taken while the first tokens are on their way, so that nobody waits for them.
-        accepted, checksums = await asyncio.gather(
-            self.broker.requests.append(appends),
-            self.on_compute_thread(
-                lambda: [
-                    self.offers.checksums(one.sequence.block_table) if event.finish_reason is None else ()
-                    for (one, _), event in zip(done, events, strict=True)
-                ]
-            ),
-        )
-        for (one, token), event, ok, sums in zip(done, events, accepted, checksums, strict=True):
+        # The sums are taken while the first tokens, and then the offers, are on their way: nobody waits for them.
+        summing = [
+            self.sum_blocks(one.sequence.block_table) if event.finish_reason is None else None
+            for (one, _), event in zip(done, events, strict=True)
+        ]
+        accepted = await self.broker.requests.append(appends)
+        for (one, token), ok, sums in zip(done, accepted, summing, strict=True):
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
                     one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
@@ -192,13 +169,17 @@ class PrefillWorker:
             if not ok:
                 self.free(one)
                 await self.intake.lost(one.claim)
-            elif event.finish_reason is not None:
+            elif sums is None:
                 self.free(one)
                 await self.intake.done(one.claim)
             else:
                 await self.offer(one, sums)
 
-    async def offer(self, one: Running, checksums: tuple[int, ...]) -> None:
+    def sum_blocks(self, block_ids: list[int]) -> asyncio.Future[tuple[int, ...]]:
+        """Their checksums, before the next step is computed."""
+        return asyncio.get_running_loop().run_in_executor(self.compute_thread, self.offers.checksums, block_ids)
+
+    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]]) -> None:
         """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
         job = one.claim.job
         offer = self.offers.open(
@@ -207,11 +188,14 @@ class PrefillWorker:
             job.hop + 1,
             one.sequence.block_table,
             one.sequence.num_computed_tokens,
-            checksums,
         )
         # Without our own deliveries: what has been prefilled did not die of it.
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
-        if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
+        is_handed_over, _ = await asyncio.gather(
+            self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED),
+            self.offers.put_checksums(offer, checksums),
+        )
+        if not is_handed_over:
             self.offers.close(offer.transfer_id)
             self.blocks_freed.set()
 

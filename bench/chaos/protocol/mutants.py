@@ -17,6 +17,7 @@ from unittest.mock import patch
 from broker.intake import Intake
 from broker.offer_watch import OfferWatch
 from broker.scripts import load_script
+from decode_worker.admission import Admission
 from decode_worker.worker import DecodeWorker
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.offers import Offers
@@ -187,20 +188,20 @@ MUTANTS = (
             PrefillWorker,
             "offer",
             (
-                "    if not await self.intake",
-                "    self.space.free(offer.handle.block_ids)\n    if not await self.intake",
+                "    if not is_handed_over",
+                "    self.space.free(offer.handle.block_ids)\n    if not is_handed_over",
             ),
         ),
     ),
     Mutant(
         "failed_pull_leaks",
         "the blocks of a failed pull are not freed",
-        _code(DecodeWorker, "admit", ("        self.free(sequence)\n", "")),
+        _code(Admission, "admit", ("        self.batch.free(sequence)\n", "")),
     ),
     Mutant(
         "old_kv",
         "KV older than the published tokens is taken",
-        _code(DecodeWorker, "admit", ("if sequence.num_tokens != job.kv_handle.num_tokens + 1:", "if False:")),
+        _code(Admission, "admit", ("if sequence.num_tokens != job.kv_handle.num_tokens + 1:", "if False:")),
     ),
     Mutant(
         "preempted_is_lost",
@@ -209,16 +210,25 @@ MUTANTS = (
             DecodeWorker,
             "preempt",
             (
-                "await self.send_back(one.claim, one.attempt)",
+                "await self.intake.hand_over(one.claim, one.prefill_job(one.claim.job.hop + 1), Phase.PREFILL_QUEUED)",
                 "await self.intake.done(one.claim)",
             ),
+        ),
+    ),
+    Mutant(
+        "freed_while_computed",
+        "who is refused gives its blocks back while a step still writes into them",
+        _code(
+            DecodeWorker,
+            "step",
+            ("refused = await self.publish()", "refused = await self.publish(); self.retire(refused)"),
         ),
     ),
     Mutant(
         "failed_pull_is_done",
         "a sequence whose pull failed is acknowledged and goes nowhere",
         _code(
-            DecodeWorker,
+            Admission,
             "admit",
             ("await self.send_back(claim, attempt=claim.attempt)", "await self.intake.done(claim)"),
         ),

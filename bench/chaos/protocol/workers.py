@@ -162,7 +162,7 @@ class SimulatedWorker:
         worker = self.worker
         if isinstance(worker, PrefillWorker):
             return bool(worker.running or worker.waiting)
-        return bool(worker.running or worker.joining or worker.num_pulling)
+        return bool(worker.admission.num_claimed or worker.unpublished)
 
     def has_decoded_from(self, owner: str) -> bool:
         """Whether a sequence that it pulled from that worker has got on since."""
@@ -205,7 +205,10 @@ class SimulatedWorker:
         if worker.stopping.is_set():  # it hands on what it has, and renews no longer what is on its way
             self.process.renewing = frozenset()
             return
-        held = (*worker.running, *(worker.waiting if isinstance(worker, PrefillWorker) else worker.joining))
+        if isinstance(worker, PrefillWorker):
+            held: list[Any] = [*worker.running, *worker.waiting]
+        else:
+            held = [*worker.batch.here, *(output.one for output in worker.unpublished)]
         self.process.renewing = frozenset(
             (self.heartbeat._keys.queue(self.role, one.claim.priority), one.claim.entry.entry_id) for one in held
         )
