@@ -115,8 +115,7 @@ class ModelRunner:
         """What `compute` returns, in one call."""
         rows = step.rows
         if isinstance(rows, DecodeRows):
-            starts, contexts = range(len(rows) + 1), rows.positions
-            wanted: Rows[int] = range(len(rows))
+            starts, contexts, wanted = list(range(len(rows) + 1)), rows.positions, list(range(len(rows)))
         else:
             starts, contexts = rows.cu_seqlens_q, rows.context_lens
             wanted = [rows.last_tokens[end] for end in step.ends] if isinstance(step, PrefillStep) else rows.last_tokens

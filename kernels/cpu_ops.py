@@ -17,7 +17,7 @@ B=1 takes 20 to 27 ms.
 """
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 
 import torch
 from torch import Tensor

@@ -53,7 +53,10 @@ class _Step(Structure):
     _fields_ = [
         ("tokens", c_int64),
         ("seqs", c_int64),
-        *((name, c_void_p) for name in ("token_ids", "positions", "slots", "cos", "sin", "starts", "contexts", "tables")),
+        *(
+            (name, c_void_p)
+            for name in ("token_ids", "positions", "slots", "cos", "sin", "starts", "contexts", "tables")
+        ),
         ("table_stride", c_int64),
         ("wanted", c_int64),
         *((name, c_void_p) for name in ("wanted_tokens", "hidden", "logits")),
@@ -139,9 +142,7 @@ class DecoderStep:
             decoder.scale,
         )
 
-    def __call__(
-        self, rows: StepRows, cos: Tensor, sin: Tensor, pool: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, rows: StepRows, cos: Tensor, sin: Tensor, pool: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the new tokens and write their keys and values.
 
         cos, sin: bfloat16 [positions, head_dim], of every position there is; pool: bfloat16 [num_blocks, num_layers, 2,

@@ -33,6 +33,7 @@ def servers(workshop: Workshop, model_dir: Path, report: Report) -> list[Server]
         "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GB),
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_AOT_COMPILE": "0",  # what it has compiled ahead fails to load, so that every start compiles again
         "HF_HUB_OFFLINE": "1",
         # Its compiled code, kept for later runs.
         "VLLM_CACHE_ROOT": str(folder / "cache"),

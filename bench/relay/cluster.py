@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.machine import cpu_of_tree_s
+from bench.process_tree import cpu_of_tree_s
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, socket_path
 from messages import PdqError
 

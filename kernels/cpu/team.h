@@ -20,6 +20,7 @@
 namespace pdq {
 
 constexpr int64_t MAX_SECTIONS = 1 << 14;
+constexpr int64_t WORTH_A_WAKE = 1 << 20;
 
 struct alignas(64) Section {
     std::atomic<int64_t> next{0};  // task to be taken
@@ -48,10 +49,11 @@ class Team {
     // Every process has one. Its threads are started when they are first wanted.
     static Team& of_process();
 
-    // body(Crew&) noexcept. A second caller meanwhile is served by its own thread alone.
+    // body(Crew&) noexcept. A second caller meanwhile is served by its own thread alone, and so is one whose work takes
+    // no longer than waking a thread: about 50 us, or WORTH_A_WAKE multiplications and bytes.
     template <class Body>
-    void run(const Body& body) {
-        if (!begin()) {
+    void run(const Body& body, int64_t work = WORTH_A_WAKE) {
+        if (work < WORTH_A_WAKE || !begin()) {
             Crew alone(nullptr, 0);
             body(alone);
             return;

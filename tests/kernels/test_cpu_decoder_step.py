@@ -3,7 +3,6 @@
 import ctypes
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,37 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import LayerWeights, Linear, Model, ModelWeights
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner, PrefillChunk
+from engine.prefill_rows import PrefillRows
 from engine.sequence import Sequence
 from engine.step import DecodeStep, PrefillStep
-from engine.prefill_rows import PrefillRows
-from engine.decode_rows import DecodeRows
 from kernels import cpu_build
 from kernels.ops import cpu_ops, plain_ops
 from messages import SamplingParams
 
 CPU = torch.device("cpu")
-SHAPES: dict[str, dict[str, Any]] = {
-    "demo": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
-    "odd": {"hidden_size": 60, "intermediate_size": 101, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16},
-    "one_kv_head": {"hidden_size": 96, "intermediate_size": 96, "num_attention_heads": 10, "num_key_value_heads": 1, "head_dim": 48},
-    "as_many_kv_heads": {"hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 80},
-    "wide_heads": {"hidden_size": 130, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128},
-    "biased": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
-    "windowed": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 70},
-    "query_key_norm": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-}  # fmt: skip
+
+
+def _shape(hidden: int, intermediate: int, heads: tuple[int, int], **others: Any) -> dict[str, Any]:
+    """heads: of queries, of keys and values"""
+    sizes = {"hidden_size": hidden, "intermediate_size": intermediate}
+    return sizes | {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], **others}
+
+
+SHAPES = {
+    "demo": _shape(576, 1536, (9, 3)),
+    "odd": _shape(60, 101, (6, 2), head_dim=16),
+    "one_kv_head": _shape(96, 96, (10, 1), head_dim=48),
+    "as_many_kv_heads": _shape(128, 160, (4, 4), head_dim=80),
+    "wide_heads": _shape(130, 64, (4, 2), head_dim=128),
+    "biased": _shape(64, 96, (4, 2), attention_bias=True, mlp_bias=True),
+    "windowed": _shape(64, 96, (4, 2), sliding_window=70),
+    "query_key_norm": _shape(64, 96, (4, 2), head_dim=32),
+}
 STEMS = {"windowed": "Mistral", "query_key_norm": "Qwen3"}
 VOCAB_SIZE = 259
 
@@ -110,10 +117,15 @@ class Twins:
             return None if one is None else one.to(dtype)
 
         layers = [
-            replace(
-                layer,
-                **{name: linear(getattr(layer, name)) for name in ("qkv", "output", "gate_up", "down")},
-                **{name: vector(getattr(layer, name)) for name in ("input_norm", "q_norm", "k_norm", "post_norm")},
+            LayerWeights(
+                input_norm=layer.input_norm.to(dtype),
+                qkv=linear(layer.qkv),
+                q_norm=vector(layer.q_norm),
+                k_norm=vector(layer.k_norm),
+                output=linear(layer.output),
+                post_norm=layer.post_norm.to(dtype),
+                gate_up=linear(layer.gate_up),
+                down=linear(layer.down),
             )
             for layer in weights.layers
         ]
