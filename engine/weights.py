@@ -71,6 +71,7 @@ def load_model(
         else:
             key = f"{layout} {dtype} {communicator.shard} {model_hash} {checkpoint.identity()}"
             weights = packed.get(key, make)
+            loader.ops = select_ops(device, dtype)  # whose packer holds no memory, as the one that packed does
     if progress is not None:
         progress(1.0)
     return Model(config, weights, loader.ops, dtype, device, model_hash, communicator)

@@ -2,7 +2,7 @@
 
 A segment is a file in /dev/shm that its owner holds an flock on for as long as it lives. The kernel drops the lock
 with the last descriptor, SIGKILL included, so "locked" means "the owner lives" without any pid, in every container
-that shares the directory. (A process that forks without exec shares the lock; pdq never does that.)
+that shares the directory. (A process that forks without exec shares the lock; the nursery forks and has none.)
 multiprocessing.shared_memory is not used: its resource tracker unlinks segments that other processes still own.
 
 This file knows bytes and names. It knows nothing of blocks, offers, handles or torch.
