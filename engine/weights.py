@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
+from engine.gguf_codes import CodesFile
 from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
 from engine.model_config import ModelConfig, RewardHead, TensorNames
 from engine.packed_weights import SMALLEST_BYTES, PackedWeights
@@ -19,8 +20,9 @@ from engine.quantization import WeightFormat
 from engine.quantized_weights import is_quantized, take_quantized
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
 from kernels.ops import Ops, select_ops
+from kernels.panels import Codes, Kind, quantize
 from kernels.quantized_linear import QuantizedWeight, concatenated, dequantize
-from messages import ModelError
+from messages import ConfigError, ModelError
 
 # Buffers that old transformers wrote; we compute them.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rope.inv_freq")
@@ -32,12 +34,15 @@ def load_model(
     device: torch.device,
     progress: LoadProgress | None = None,
     communicator: Communicator | None = None,
+    kind: Kind | None = None,
     packed: PackedWeights | None = None,
 ) -> Model:
     """Read the model of a Hugging Face directory, or `communicator`'s part of it. `dtype` None: the checkpoint's own.
 
-    `progress` is told the share that is loaded, ending with 1.0. `packed`: where packed weights are shared with other
-    workers of this host. Raises ModelError when the model is not supported,
+    `kind` is what linears are quantized to; None: not at all. `packed`: where packed weights are shared with other
+    workers of this host.
+
+    `progress` is told the share that is loaded, ending with 1.0. Raises ModelError when the model is not supported,
     or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
     """
     config = ModelConfig.from_dir(model_dir)
@@ -53,6 +58,7 @@ def load_model(
             device,
             progress or (lambda share: None),
             communicator,
+            kind,
         )
 
         def make() -> ModelWeights:
@@ -64,7 +70,8 @@ def load_model(
                 )
             return weights
 
-        model_hash = checkpoint.hash()
+        # Weights of another kind are another model: KV of one is not to be decoded by the other.
+        model_hash = checkpoint.hash() if kind is None else f"{kind.name.lower()}-{checkpoint.hash()}"
         layout = loader.ops.weights_layout
         if packed is None or not layout or checkpoint.num_bytes < SMALLEST_BYTES:
             weights = make()
@@ -99,7 +106,14 @@ class _Loader:
         device: torch.device,
         progress: LoadProgress,
         communicator: Communicator,
+        kind: Kind | None,
     ) -> None:
+        if kind is not None and ops.packer is None:
+            raise ConfigError(
+                f"PDQ_MODEL__WEIGHTS={kind.name.lower()} needs a CPU with AVX2, a C++ compiler and dtype bfloat16; "
+                f"this is {dtype} on {device.type}"
+            )
+        self.kind, self.codes = kind, CodesFile(checkpoint.model_dir)
         self.config, self.checkpoint, self.ops = config, checkpoint, ops
         self.dtype, self.device, self.progress = dtype, device, progress
         self.is_internlm2 = config.names is TensorNames.INTERNLM2
@@ -172,14 +186,15 @@ class _Loader:
                 return self.whole("score.0", hidden, bias=True), self.whole("score.2", 1, bias=True)
             case None if config.tie_word_embeddings:
                 vocab = self.slice.vocab
-                return (self.language_head(embedding[vocab.start : vocab.stop]),)
+                name = "model.tok_embeddings" if self.is_internlm2 else "model.embed_tokens"
+                return (self.language_head(name, embedding[vocab.start : vocab.stop]),)
             case None:
                 name = "output" if self.is_internlm2 else "lm_head"
                 quantized = self.quantized([(name, config.vocab_size)], hidden)
                 if quantized is not None:
                     return (Linear(quantized),)
                 rows = self.matrix(name, (config.vocab_size, hidden), self.slice.vocab)
-                return (self.language_head(rows.clone()),)
+                return (self.language_head(name, rows.clone()),)
 
     def fused(self, parts: Sequence[tuple[str, int, Sequence[range]]], bias: bool) -> Linear:
         """One linear of the hidden state, outputs in the order given. parts: name, all its outputs, which of them."""
@@ -193,7 +208,8 @@ class _Loader:
         if quantized is not None:
             return Linear(quantized, None if joined is None else joined.to(self.device, self.dtype))
         weight = [self.matrix(name, (size, hidden), rows) for name, size, ranges in parts for rows in ranges]
-        return self.linear(torch.cat(weight), joined)
+        places = [(name, rows, range(hidden)) for name, _, ranges in parts for rows in ranges]
+        return self.linear(torch.cat(weight), joined, places)
 
     def quantized(self, parts: Sequence[tuple[str, int]], in_size: int) -> QuantizedWeight | None:
         """One linear of the named ones as kernels multiply by it; None where one is not quantized, or no kernel does.
@@ -236,21 +252,54 @@ class _Loader:
         if quantized is not None:
             return Linear(quantized, None if whole_bias is None else whole_bias.to(self.device, self.dtype))
         weight = self.matrix(name, (hidden, in_size), columns=columns)
-        return self.linear(weight.clone(), whole_bias if self.is_first_rank else None)  # added once
+        places = [(name, range(hidden), columns)]
+        return self.linear(weight.clone(), whole_bias if self.is_first_rank else None, places)  # added once
 
     def whole(self, name: str, size: int, bias: bool) -> Linear:
         """A linear of the hidden state that every rank has whole."""
         return self.fused([(name, size, [range(size)])], bias)
 
-    def language_head(self, weight: Tensor) -> Linear:
+    def language_head(self, name: str, weight: Tensor) -> Linear:
         """weight: our rows; every rank gets equally many, so that their logits can be gathered."""
+        places = [(name, self.slice.vocab, range(weight.shape[1]))]
         missing = self.slice.vocab_rows - weight.shape[0]
-        return self.linear(F.pad(weight, (0, 0, 0, missing)) if missing else weight, None)
+        if missing:
+            return self.linear(F.pad(weight, (0, 0, 0, missing)), None, [], Kind.INT8)
+        return self.linear(weight, None, places, Kind.INT8)
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        packed = self.ops.pack_linear(weight.to(self.device, self.dtype))
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        places: Sequence[tuple[str, range, range]],
+        least: Kind | None = None,
+    ) -> Linear:
+        """places: the name, rows and columns that `weight` is made of.
+
+        `least`: no kind of fewer bits than it, unless a GGUF has that one.
+        """
         # A bias of its own: a view would keep the file mapped.
-        return Linear(packed, None if bias is None else bias.to(self.device, self.dtype, copy=True))
+        bias = None if bias is None else bias.to(self.device, self.dtype, copy=True)
+        if self.kind is None or self.ops.packer is None:
+            return Linear(self.ops.pack_linear(weight.to(self.device, self.dtype)), bias)
+        codes = self.known_codes(places, self.kind)
+        if least is not None:
+            codes = codes or self.known_codes(places, least)
+        codes = codes or quantize(weight, least or self.kind)
+        return Linear(self.ops.packer.pack_codes(codes), bias)
+
+    def known_codes(self, places: Sequence[tuple[str, range, range]], kind: Kind) -> Codes | None:
+        """What a GGUF has for all of these, if it is of this kind."""
+        found = [self.codes.of(*place) for place in places]
+        parts = [part for part in found if part is not None and (part.minima is None) == (kind is Kind.INT8)]
+        if not parts or len(parts) < len(places):
+            return None
+        minima = [part.minima for part in parts if part.minima is not None]
+        return Codes(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scales for part in parts]),
+            torch.cat(minima) if minima else None,
+        )
 
     def vector(self, name: str, *shape: int) -> Tensor:
         # A tensor of its own: a view would keep the file mapped and page in on first use.

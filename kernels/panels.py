@@ -104,14 +104,14 @@ class Packer:
         if weight.minima is None:
             assert codes.dtype == torch.int8
             matrix = self._empty(Kind.INT8, ins, outs)
-            arguments = (codes.data_ptr(), scales.data_ptr(), ins, outs, matrix.panels.data_ptr())
-            self._int8(*arguments, torch.get_num_threads())
+            to = matrix.panels.data_ptr()
+            self._int8(codes.data_ptr(), scales.data_ptr(), ins, outs, to, torch.get_num_threads())
             return matrix
         minima = weight.minima.contiguous()
         assert codes.dtype == torch.uint8 and minima.shape == scales.shape and minima.dtype == torch.float16
         matrix = self._empty(Kind.INT4, ins, outs)
-        four_bits = (codes.data_ptr(), scales.data_ptr(), minima.data_ptr(), ins, outs, matrix.panels.data_ptr())
-        self._int4(*four_bits, torch.get_num_threads())
+        pointers = codes.data_ptr(), scales.data_ptr(), minima.data_ptr()
+        self._int4(*pointers, ins, outs, matrix.panels.data_ptr(), torch.get_num_threads())
         return matrix
 
     def _empty(self, kind: Kind, ins: int, outs: int) -> PanelMatrix:

@@ -55,7 +55,7 @@ struct FloatProduct {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* at = panels + panel * size + first_pair * 2 * PANEL;
         RowPointers<ROWS> from(x + row * x_stride + 2 * first_pair, x_stride * int64_t(sizeof *x));

@@ -32,7 +32,7 @@ struct IntegerProduct {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_group, int64_t last_group) const {
+    void tile(int64_t row, int64_t panel, int64_t first_group, int64_t last_group, int64_t ahead) const {
         using Bits = typename Lanes::Bits;
         const uint8_t* weight = panels + panel * panel_bytes;
         float* to = c + row * c_stride + panel * PANEL;
@@ -53,6 +53,10 @@ struct IntegerProduct {
                 for (int p = 0; p < PANELS; p++)
                     sums[r][p] = KIND == INT8 ? Dots::int8_start(rows[r].offsets()[g]) : Dots::int4_start();
             const uint8_t* at = weight + g * GROUP_BYTES;
+            if (ROWS > 3)
+#pragma GCC unroll 16
+                for (int64_t byte = 0; byte < GROUP_BYTES; byte += 64)
+                    _mm_prefetch(reinterpret_cast<const char*>(at + ahead * GROUP_BYTES + byte), _MM_HINT_T0);
 #pragma GCC unroll 8
             for (int j = 0; j < VECTORS; j++) {
                 Bits bytes[PANELS];

@@ -44,19 +44,19 @@ constexpr int64_t FEW_ROWS_INPUTS = 256, MANY_ROWS_INPUTS = 2048;
 // Of P: MAX_ROWS, STEP_INPUTS, INPUT_BYTES, FEW_TILES (up to which rows are few), panels_at_once(rows, is_many), and
 // tile<ROWS, PANELS>(row, panel, first step, last step), which goes on from c when the first step is not 0.
 template <class P, int ROWS, bool IS_MANY>
-void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step) {
+void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step, int64_t ahead) {
     constexpr int AT_ONCE = P::panels_at_once(ROWS, IS_MANY);
     for (; panel + AT_ONCE <= end_panel; panel += AT_ONCE)
-        product.template tile<ROWS, AT_ONCE>(row, panel, step, end_step);
-    for (; panel < end_panel; panel++) product.template tile<ROWS, 1>(row, panel, step, end_step);
+        product.template tile<ROWS, AT_ONCE>(row, panel, step, end_step, ahead);
+    for (; panel < end_panel; panel++) product.template tile<ROWS, 1>(row, panel, step, end_step, ahead);
 }
 
 template <class P, bool IS_MANY, int ROWS = P::MAX_ROWS>
 void rows_of_tiles(const P& product, int64_t rows, int64_t row, int64_t panel, int64_t end_panel, int64_t step,
-                   int64_t end_step) {
-    if (rows == ROWS) return row_of_tiles<P, ROWS, IS_MANY>(product, row, panel, end_panel, step, end_step);
+                   int64_t end_step, int64_t ahead) {
+    if (rows == ROWS) return row_of_tiles<P, ROWS, IS_MANY>(product, row, panel, end_panel, step, end_step, ahead);
     if constexpr (ROWS > 1)
-        rows_of_tiles<P, IS_MANY, ROWS - 1>(product, rows, row, panel, end_panel, step, end_step);
+        rows_of_tiles<P, IS_MANY, ROWS - 1>(product, rows, row, panel, end_panel, step, end_step, ahead);
 }
 
 // All rows of some panels before the next panels, in tiles of nearly equal height.
@@ -69,7 +69,7 @@ void blocks(const P& product, int64_t rows, int64_t tiles, int64_t panels, int64
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t row = rows * t / tiles, height = rows * (t + 1) / tiles - row;
                 rows_of_tiles<P, IS_MANY>(product, height, row, panel, std::min(panels, panel + AT_ONCE), step,
-                                          std::min(steps, step + STEPS));
+                                          std::min(steps, step + STEPS), IS_MANY || t + 1 < tiles ? 0 : STEPS);
             }
 }
 
@@ -77,7 +77,7 @@ template <class P>
 void multiply(const P& product, int64_t rows, int64_t panels, int64_t steps) {
     const int64_t tiles = (rows + P::MAX_ROWS - 1) / P::MAX_ROWS;
     if (tiles == 1 && rows * steps * P::STEP_INPUTS * P::INPUT_BYTES <= ONE_TILE_BYTES)
-        return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps);
+        return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, 0);
     if (tiles <= P::FEW_TILES) return blocks<P, false>(product, rows, tiles, panels, steps);
     blocks<P, true>(product, rows, tiles, panels, steps);
 }

@@ -36,7 +36,7 @@ struct Bf16Product {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* weight = panels + panel * size + first_pair * 2 * PANEL;
         float* to = c + row * c_stride + panel * PANEL;
