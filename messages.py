@@ -22,7 +22,7 @@ Errors:
 """
 
 from enum import StrEnum
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -227,6 +227,7 @@ class PrefillJob(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     hop: int  # how often the sequence changed queues; a job of an older hop is stale
     attempt: int = 0  # how many workers died or failed on it without progress
+    num_published: int = 0  # tokens in the stream when the job was made
 
 
 class KVHandle(msgspec.Struct, frozen=True, array_like=True):
@@ -242,7 +243,7 @@ class KVHandle(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int  # tokens whose KV the blocks hold
     block_ids: list[int]
     num_ranks: int = 1  # over how many pools the heads are spread: slot, generation and block ids are the same in all
-    checksums: tuple[int, ...] = ()  # of the blocks in their order, 64 bits per pool (kv_transfer/checksum.py); or none
+    is_summed: bool = False  # whether a checksum of the blocks is, or will be, in each pool's head
     mac: bytes = b""  # over all of it and the job it is for (kv_transfer/seal.py); empty where there is no secret
 
 
@@ -295,6 +296,20 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     score: float | None = None  # the answer to a request of kind "score"
 
 
+class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
+    """An event on its way to an API process that waits for it."""
+
+    member: str  # the choice, as broker/choice.py names it
+    index: int
+    event: TokenEvent
+
+
+class RelayedEvents(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of a relay: events of one step that an API process waits for. broker/lua/relay.lua writes it."""
+
+    events: list[RelayedEvent]
+
+
 class Release(msgspec.Struct, frozen=True, array_like=True):
     """Decode worker -> the owner's inbox: the offer is pulled or no longer wanted."""
 
@@ -324,14 +339,15 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     max_running: int = 0  # sequences it runs at once
     tokens_per_s: float = 0.0  # a prefill worker's prompt tokens per second of work, of late; 0: not known yet
     sequence_s: float = 0.0  # seconds that a sequence is expected to stay in a decode worker's batch; 0: not known
-    prefilled_tokens: int = 0  # tokens that a prefill worker has computed since its start
+    prefilled_tokens: int = 0  # prompt tokens that it has computed since its start
 
 
 Job = PrefillJob | DecodeJob
-Message = GenerationRequest | PrefillJob | DecodeJob | TokenEvent | Release | WorkerStatus
+Message = GenerationRequest | PrefillJob | DecodeJob | TokenEvent | RelayedEvents | Release | WorkerStatus
 MessageT = TypeVar("MessageT", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in get_args(Message)}
 _VERSION_BYTE = bytes([WIRE_VERSION])
 
 
@@ -345,6 +361,7 @@ def decode(data: bytes, kind: type[MessageT]) -> MessageT:
     if data[:1] != _VERSION_BYTE:
         raise WireError(f"{kind.__name__}: wire version {data[:1]!r}, this process speaks {WIRE_VERSION}")
     try:
-        return msgspec.msgpack.decode(data[1:], type=kind)
+        message: MessageT = _decoders[kind].decode(memoryview(data)[1:])
+        return message
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"{kind.__name__}: {error}") from None

@@ -17,6 +17,7 @@ from messages import ConfigError
 ENV_PREFIX = "PDQ_"
 
 Seconds = Annotated[float, Field(gt=0)]
+Milliseconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Limit = Annotated[int, Field(ge=0)]
@@ -71,6 +72,14 @@ class ModelSettings(Section):
     cache_dir: Path = Field(
         Path("~/.cache/pdq"), description="Where fetched and converted models are kept.", validate_default=True
     )
+    weights_dir: Path | None = Field(
+        None, description="Where packed weights are kept, each model's in one file; empty: `weights` in cache_dir."
+    )
+    share_weights: bool = Field(
+        True,
+        description="Whether workers on a CPU map their packed weights from that file, so that a host has them in "
+        "memory once; else each has a copy.",
+    )
 
 
 class KVSettings(Section):
@@ -81,14 +90,22 @@ class KVSettings(Section):
     num_blocks: Count | None = Field(
         None, description="Blocks in the pool; empty: sized from pool_bytes or gpu_memory_fraction."
     )
-    pool_bytes: Count = Field(1 << 30, description="Bytes of KV pool per worker on a CPU.")
+    pool_bytes: Count = Field(1 << 30, description="Most bytes of KV pool per worker on a CPU.")
+    first_bytes: Count = Field(
+        128 << 20,
+        description="Bytes of it that a CPU worker takes at its start; more when sequences need it.",
+    )
+    cache_bytes: Limit = Field(
+        384 << 20,
+        description="Bytes up to which it also takes more to keep cached prefixes, which beyond make room instead.",
+    )
     gpu_memory_fraction: float = Field(
         0.85,
         gt=0,
         le=1,
         description="Share of a GPU's memory that its workers take together: weights, working memory and pools.",
     )
-    prefix_cache: bool = Field(True, description="Whether prefill workers reuse blocks of equal prefixes.")
+    prefix_cache: bool = Field(True, description="Whether workers that prefill reuse blocks of equal prefixes.")
 
 
 class TransferSettings(Section):
@@ -148,6 +165,19 @@ class DecodeSettings(Section):
         "with its sequences' KV; else, and where there is no room, they are prefilled again.",
     )
     cuda_graphs: bool = Field(True, description="Whether a GPU's decode steps are recorded once and replayed.")
+    local_prefill: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether a decode worker on a CPU prefills prompts itself: auto: where that is faster by what was "
+        "measured and no running stream waits longer than allowed; always: every prompt that it has room for.",
+    )
+    local_prefill_max_stall_ms: Milliseconds = Field(
+        100.0,
+        description="With auto: how much longer (ms) a running stream may wait for a token because of a local prefill, "
+        "and at most 0.9 of a decode step; longer prompts are computed in chunks.",
+    )
+    local_prefill_max_ms: Milliseconds = Field(
+        500.0, description="With auto: longest time (ms) for which one prompt may keep a decode worker busy."
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 
 

@@ -24,6 +24,8 @@ class Detokenizer:
         self._print_eos = output.print_eos_token
         self._dropped = pieces.special_ids if output.skip_special_tokens else frozenset()
         self._joint = " " if output.add_spaces_between_special_tokens else ""
+        self._inside = pieces.inside
+        self._is_inside = False  # in a run, with nothing to strip and no character begun: a token's text is its own
         self._has_text_before = False  # whether a run or an added token came before the present run
         self._in_run = False
         self._to_strip = 0
@@ -31,6 +33,21 @@ class Detokenizer:
 
     def feed(self, token_id: int) -> str:
         """The text that `token_id` completes; "" while a character is unfinished."""
+        if self._is_inside and token_id not in self._eos_token_ids:
+            text = self._inside.get(token_id)
+            if text is not None:
+                return text
+        text = self._feed(token_id)
+        self._is_inside = self._in_run and not self._to_strip and not self._utf8.getstate()[0]
+        if self._is_inside:
+            self._pieces.learn_inside(token_id)
+        return text
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is a special one, an EOS token included."""
+        return token_id in self._pieces.special_ids or token_id in self._eos_token_ids
+
+    def _feed(self, token_id: int) -> str:
         if token_id in self._eos_token_ids:
             return self._eos_text(token_id)
         if token_id in self._dropped:
@@ -44,10 +61,6 @@ class Detokenizer:
         self._in_run = True
         self._to_strip = self._rule.strip_count
         return joint + self._strip(self._utf8.decode(self._pieces.token_bytes(token_id, True)))
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is a special one, an EOS token included."""
-        return token_id in self._pieces.special_ids or token_id in self._eos_token_ids
 
     def _eos_text(self, token_id: int) -> str:
         if not self._print_eos:

@@ -6,14 +6,17 @@ to say is answered with 204, on which a browser's EventSource stops coming back.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.answers import StreamFrames
+from api.body_sender import BodySender
 from api.disconnect import ClientLeft, while_connected
 from api.errors import error_response, stream_failure
+from api.frames import OutputToken
 from api.generation import Departure, Generation
 from api.request_id import HEADER
 from messages import RequestError
@@ -44,7 +47,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send_events(send))
+            await while_connected(receive, self._send_events(scope, send))
         except ClientLeft:
             return
         except asyncio.CancelledError:  # the server's time to drain is over
@@ -71,18 +74,29 @@ class EventStream(Response):
                 headers.append((HEADER.lower().encode(), self._generation.request.request_id.encode()))
             await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, scope: Scope, send: Send) -> None:
+        sender = BodySender(scope, send)
         async with self._generation as generation:
-            async for token in generation.follow(0):
-                frame = self._frames.token(token)
-                if token.index <= self._after:
+            async for tokens in generation.follow(0):
+                piece = self._piece(tokens)
+                if not piece:
                     continue
                 await self._start(send)
-                body = b"id: %d\n%b" % (token.index, frame) if self._with_ids else frame
-                is_last = token.finish_reason is not None
-                await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+                if tokens[-1].finish_reason is None:
+                    await sender.send(piece)
+                else:
+                    await send({"type": "http.response.body", "body": piece})
             if not self._has_started:
                 self.status_code = 204
                 self.init_headers({})
                 await self._start(send)
                 await send({"type": "http.response.body", "body": b""})
+
+    def _piece(self, tokens: Sequence[OutputToken]) -> bytes:
+        """Their events, but for those that the client has."""
+        frames = []
+        for token in tokens:
+            frame, index = self._frames.token(token), token.index
+            if index > self._after:
+                frames.append(b"id: %d\n%b" % (index, frame) if self._with_ids else frame)
+        return b"".join(frames)

@@ -5,17 +5,22 @@ since LightLLM's own clients count lines.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from messages import FinishReason
 
 LEAST_LOGPROB = -9999.0  # JSON has no -inf
 
+# Written out, since every token of every stream is one of these: filling it in takes half as long as encoding a dict.
+_STREAM_FRAME = (
+    b'data:{"token":{"id":%b,"text":%b,"logprob":%b,"special":%b,"count_output_tokens":%d,"prompt_tokens":%d},'
+    b'"generated_text":null,"finished":%b,"finish_reason":%b,"details":null}\n\n'
+)
 
-@dataclass(frozen=True, slots=True)
-class OutputToken:
+
+class OutputToken(msgspec.Struct, frozen=True):
     """One token event as a client sees it. `token_id` is None when a sequence ends without a further token."""
 
     token_id: int | None
@@ -33,21 +38,16 @@ class OutputToken:
 
 def stream_frame(token: OutputToken, prompt_tokens: int) -> bytes:
     """The event of one token."""
-    return _frame(
-        {
-            "token": {
-                "id": token.token_id,
-                "text": token.text,
-                "logprob": max(token.logprob, LEAST_LOGPROB),
-                "special": token.special,
-                "count_output_tokens": token.count,
-                "prompt_tokens": prompt_tokens,
-            },
-            "generated_text": None,
-            "finished": token.finish_reason is not None,
-            "finish_reason": token.finish_reason,
-            "details": None,
-        }
+    reason = token.finish_reason
+    return _STREAM_FRAME % (
+        b"null" if token.token_id is None else b"%d" % token.token_id,
+        orjson.dumps(token.text),
+        orjson.dumps(max(token.logprob, LEAST_LOGPROB)),
+        b"true" if token.special else b"false",
+        token.count,
+        prompt_tokens,
+        b"false" if reason is None else b"true",
+        b"null" if reason is None else orjson.dumps(reason),
     )
 
 

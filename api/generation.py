@@ -21,8 +21,8 @@ from api.health import needed_roles
 from api.output import Output
 from api.services import Services
 from broker.deadline import deadline_error, deadline_event, is_past, now_ms
-from broker.relay import Subscription
 from broker.request_log import CancelIf
+from broker.subscription import Subscription
 from messages import FinishReason, GenerationRequest, InvalidRequest, NoWorker, QueueFull, RequestError, TokenEvent
 from telemetry import get_logger
 
@@ -81,19 +81,34 @@ class Generation:
     ) -> None:
         await self._leave()
 
-    async def follow(self, choice: int) -> AsyncIterator[OutputToken]:
-        """The tokens of `choice` from index 0 until the one with a finish_reason. Raises RequestError when the sequence
-        failed, or when nobody is left to work on it."""
+    async def follow(self, choice: int) -> AsyncIterator[list[OutputToken]]:
+        """The tokens of `choice` from index 0 until the one with a finish_reason, as many at a time as have come.
+        Raises RequestError when the sequence failed, or when nobody is left to work on it."""
         services = self._services
         output = Output(services.tokenizer, services.facts, self.request.output)
         while choice in self._unfinished:
-            event = await self._next_event(choice)
-            if event.finish_reason is not None:
-                self._unfinished.discard(choice)
-            token = output.feed(event)
-            if token.finish_reason is not None and event.finish_reason is None:
-                await self._finish(choice, TokenEvent(finish_reason=token.finish_reason))
-            yield token
+            tokens: list[OutputToken] = []
+            failure: RequestError | None = None
+            for event in await self._next_events(choice):
+                if event.finish_reason is not None:
+                    self._unfinished.discard(choice)
+                try:
+                    tokens.append(output.feed(event))
+                except RequestError as error:
+                    failure = error
+                    break
+                if tokens[-1].finish_reason is not None:
+                    break
+            if tokens and choice in self._unfinished and tokens[-1].finish_reason is not None:
+                *before, last = tokens
+                if before:
+                    yield before
+                await self._finish(choice, TokenEvent(finish_reason=last.finish_reason))
+                tokens = [last]
+            if tokens:
+                yield tokens
+            if failure is not None:
+                raise failure
 
     async def collect(self) -> list[list[OutputToken]]:
         """The tokens of every choice. Raises RequestError when one fails."""
@@ -105,37 +120,38 @@ class Generation:
 
     async def score(self) -> TokenEvent:
         """The one event of a request of kind "score"."""
-        event = await self._next_event(0)
+        event, *_ = await self._next_events(0)
         if event.finish_reason is not None:
             self._unfinished.discard(0)
         return event
 
     async def _collect(self, choice: int) -> list[OutputToken]:
-        return [token async for token in self.follow(choice)]
+        return [token async for tokens in self.follow(choice) for token in tokens]
 
-    async def _next_event(self, choice: int) -> TokenEvent:
+    async def _next_events(self, choice: int) -> list[TokenEvent]:
         subscription = self._subscriptions[choice]
-        settings = self._services.settings.api
-        roles = needed_roles(self._services.facts.is_reward)
         quiet_since = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(self._patience_s()):
-                    _, event = await subscription.get()
-                return event
+                return await subscription.take(self._patience_s())
             except TimeoutError:
-                if is_past(self.request, now_ms()):
-                    await self._finish(choice, deadline_event(self.request))
-                    raise deadline_error(self.request) from None
-                role, absent_s = self._services.view.longest_absent(roles)
-                quiet_s = time.monotonic() - quiet_since
-                # Quiet as well as absent: one worker of the other role may still be streaming.
-                if min(absent_s, quiet_s) < settings.no_worker_timeout_s:
-                    continue
-                error = NoWorker(f"no live {role} worker for {settings.no_worker_timeout_s:g} s (Status code: 503)")
-                event = TokenEvent(finish_reason=FinishReason.ERROR, error=str(error), error_status=error.status)
-                await self._finish(choice, event)
-                raise error from None
+                await self._look_around(choice, quiet_since)
+
+    async def _look_around(self, choice: int, quiet_since: float) -> None:
+        """Nothing has come for a while. Raises RequestError when nothing will."""
+        services = self._services
+        if is_past(self.request, now_ms()):
+            await self._finish(choice, deadline_event(self.request))
+            raise deadline_error(self.request)
+        role, absent_s = services.view.longest_absent(needed_roles(services.facts.is_reward))
+        quiet_s = time.monotonic() - quiet_since
+        no_worker_timeout_s = services.settings.api.no_worker_timeout_s
+        # Quiet as well as absent: one worker of the other role may still be streaming.
+        if min(absent_s, quiet_s) >= no_worker_timeout_s:
+            error = NoWorker(f"no live {role} worker for {no_worker_timeout_s:g} s (Status code: 503)")
+            event = TokenEvent(finish_reason=FinishReason.ERROR, error=str(error), error_status=error.status)
+            await self._finish(choice, event)
+            raise error
 
     def _patience_s(self) -> float:
         """Until there is something to look at: the deadline, or who is left."""
@@ -183,7 +199,7 @@ class Generation:
         events = await broker.requests.read_many({(request.request_id, choice): -1 for choice in range(request.n)})
         for choice, subscription in self._subscriptions.items():
             for index, event in events[request.request_id, choice]:
-                subscription.deliver(index, event)
+                subscription.deliver(index, event, time.monotonic())
 
     async def _create_once(self) -> None:
         try:

@@ -59,8 +59,8 @@ class _Workers:
         rate = GaugeMetricFamily("pdq_prefill_tokens_per_second", "Rate of prefill at work, of late.", labels=_WORKER)
         for worker in self._workers:
             labels = (worker.worker_id, worker.role)
+            computed.add_metric(labels, worker.prefilled_tokens)
             if worker.role is Role.PREFILL:
-                computed.add_metric(labels, worker.prefilled_tokens)
                 rate.add_metric(labels, worker.tokens_per_s)
             capacity.add_metric(labels, worker.capacity_tokens)
             used.add_metric(labels, 1 - worker.free_blocks / worker.num_blocks if worker.num_blocks else 0.0)

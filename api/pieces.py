@@ -37,6 +37,7 @@ class Pieces:
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._tokenizer = tokenizer
         self._bytes: dict[tuple[int, bool], bytes] = {}
+        self.inside: dict[int, str] = {}  # what an ordinary token adds inside a run, if that is whole characters
 
     def token_bytes(self, token_id: int, is_first: bool) -> bytes:
         """The bytes of an ordinary token; none for an id that the tokenizer does not have."""
@@ -47,6 +48,15 @@ class Pieces:
             convert = self.rule.first_to_bytes if is_first else self.rule.to_bytes
             known = self._bytes[key] = b"" if piece is None else convert(piece)
         return known
+
+    def learn_inside(self, token_id: int) -> None:
+        """Put the token into `inside` if it belongs there. Most of a vocabulary does, and little of it is ever used."""
+        if token_id in self.added or token_id in self.inside:
+            return
+        try:
+            self.inside[token_id] = self.rule.separator + self.token_bytes(token_id, False).decode()
+        except UnicodeDecodeError:
+            pass  # a part of a character
 
 
 def piece_rule(decoder: dict[str, Any] | None) -> PieceRule:

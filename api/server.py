@@ -6,6 +6,7 @@ Knows uvicorn and signals; knows no route. h11 and not httptools, because only h
 import asyncio
 import contextlib
 import functools
+import gc
 import ipaddress
 import socket
 import time
@@ -15,6 +16,7 @@ import uvicorn
 
 from api.app import create_app
 from api.attendance import attend
+from api.body_sender import KnowingServer
 from api.services import Services, open_services, running
 from api.timed_protocol import TimedProtocol
 from settings import Settings
@@ -61,7 +63,7 @@ def new_server(services: Services) -> Server:
     """The server over open `services`, not started."""
     api = services.settings.api
     config = uvicorn.Config(
-        create_app(services),
+        KnowingServer(create_app(services)),
         host=api.host,
         port=api.port,
         http=functools.partial(TimedProtocol, arrival_timeout_s=api.arrival_timeout_s),  # type: ignore[arg-type]
@@ -91,6 +93,9 @@ async def serve(settings: Settings) -> None:
     Run it under uvloop (`uvloop.run(serve(settings))`).
     """
     async with open_services(settings) as services, running(attend(services)):
+        # What is here now stays, and is most of what the collector would look through while streams wait.
+        gc.collect()
+        gc.freeze()
         log.info("api_started", host=settings.api.host, port=settings.api.port, model=services.facts.name)
         if services.key_ring is None and not is_loopback(settings.api.host):
             advice = "anybody who reaches this address may use it; PDQ_SECURITY__KEYS_FILE asks for API keys"

@@ -16,30 +16,36 @@ from bench.load import Load, Outcome, run_workload
 from bench.machine import CpuClock, CpuUse, read_machine
 from bench.options import (
     DEFAULT_URL,
-    STYLES,
+    ExtraBody,
     IdleTimeout,
     JsonFile,
     Label,
     MaxTokenId,
     MinTokenId,
+    ModelName,
     Preset,
     PromptSeed,
     Style,
     StyleName,
+    TokenizerFile,
     Url,
+    wire_style,
 )
 from bench.overload import overload
 from bench.prompts import PromptSource, prompt_source
 from bench.queue_path_cli import queue_path
+from bench.relay.cli import relay
 from bench.report import Limits, summarize
 from bench.result import FORMAT_VERSION, Run, command_line, raw_times, write_json
 from bench.step_bar import StepBar
 from bench.table import print_run
+from bench.wire_style import WireStyle
 from bench.workload import Overrides, Workload, build_workload, warmup_of
 
 app = typer.Typer(help="Measure a server: load, latencies, goodput.", invoke_without_command=True)
 app.command("queue-path")(queue_path)
 app.command("overload")(overload)
+app.command("relay")(relay)
 
 
 @app.callback()
@@ -47,6 +53,9 @@ def bench(
     context: typer.Context,
     url: Url = DEFAULT_URL,
     style: Style = StyleName.LIGHTLLM,
+    model: ModelName = "",
+    extra_body: ExtraBody = "",
+    tokenizer: TokenizerFile = None,
     workload: Annotated[Preset | None, typer.Option(help="Preset; the options below change it.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: requests in flight.")] = None,
     request_rate: Annotated[float | None, typer.Option(min=1e-3, help="Open loop: Poisson arrivals per s.")] = None,
@@ -83,9 +92,10 @@ def bench(
     machine = read_machine()
     with exit_status():
         prompts = prompt_source(prompt_seed, min_token_id, max_token_id)
+        wire = wire_style(style, model, extra_body, tokenizer)
         chosen = build_workload(workload.value if workload else None, overrides)
         outcome, cpu = uvloop.run(
-            _measure(console, url, style, prompts, idle_timeout_s, chosen, seed, warmup, server_pid)
+            _measure(console, url, wire, prompts, idle_timeout_s, chosen, seed, warmup, server_pid)
         )
     summaries = [summarize(group, outcome.records, outcome.start_s, limits) for group in chosen.groups]
     print_run(console, label, chosen, summaries, limits, cpu, machine)
@@ -115,7 +125,7 @@ def bench(
 async def _measure(
     console: Console,
     url: str,
-    style: StyleName,
+    wire: WireStyle,
     prompts: PromptSource,
     idle_timeout_s: float,
     workload: Workload,
@@ -124,7 +134,6 @@ async def _measure(
     server_pid: int | None,
 ) -> tuple[Outcome, CpuUse]:
     """Warm up, then the measured phase."""
-    wire = STYLES[style]
     load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
     if num_warmup:
         warmed = await run_workload(load, warmup_of(workload, num_warmup), seed, lambda record: None)

@@ -29,6 +29,7 @@ def parse_frame(payload: bytes) -> Frame:
         token = message["token"]
         if token is None:  # a terminal event that carries no token
             return Frame(finish_reason=finish_reason, is_end=is_end)
-        return Frame(int(token["count_output_tokens"]), token.get("prompt_tokens"), finish_reason, is_end)
+        count, text = int(token["count_output_tokens"]), str(token.get("text", ""))
+        return Frame(count, token.get("prompt_tokens"), finish_reason, is_end, text=text, token_id=token.get("id"))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadFrame(f"{type(error).__name__}: {error}") from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bench.http_stream import Target, post_stream
 from bench.prompts import PromptSource
 from bench.record import RequestRecord
-from bench.wire_style import BadFrame, WireStyle
+from bench.wire_style import BadFrame, Frame, WireStyle
 from bench.workload import Concurrency, Group, Workload, arrival_times
 
 # A closed loop against a dead server would otherwise fail thousands of times a second.
@@ -56,8 +56,17 @@ async def run_workload(load: Load, workload: Workload, seed: int, on_end: OnEnd)
     return outcome
 
 
+def ignore(frame: Frame) -> None:
+    """What is not listened to."""
+
+
 async def send_request(
-    load: Load, group: Group, index: int, body: bytes, scheduled_s: float | None = None
+    load: Load,
+    group: Group,
+    index: int,
+    body: bytes,
+    scheduled_s: float | None = None,
+    on_frame: Callable[[Frame], None] = ignore,
 ) -> RequestRecord:
     """One request, from before its connect to the end of its response. Never raises for what the server does."""
     record = RequestRecord(
@@ -67,7 +76,9 @@ async def send_request(
 
     def on_data(payload: bytes, now_s: float) -> None:
         try:
-            record.take(load.style.parse_frame(payload), now_s, one_frame_per_token)
+            frame = load.style.parse_frame(payload)
+            record.take(frame, now_s, one_frame_per_token)
+            on_frame(frame)
         except BadFrame as error:
             record.fail("bad_frame", str(error))
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.process_tree import cpu_of_tree_s
+
 PACKAGES = ("pdq", "torch", "triton", "transformers", "tokenizers", "redis", "uvicorn", "uvloop", "fastapi")
+CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 CLEAN_SHARE = 0.04  # of the machine's CPU time; others using more makes a run not clean
 
 
@@ -22,6 +25,7 @@ class Machine:
 
     num_cores: int  # that this process may use
     cpu_model: str
+    cpu_features: list[str]  # of those that decide how fast it multiplies
     memory_bytes: int
     system: str
     python: str
@@ -52,7 +56,8 @@ def read_machine() -> Machine:
             continue
     return Machine(
         num_cores=_num_cores(),
-        cpu_model=_cpu_model(),
+        cpu_model=_cpu_fact("model name") or platform.processor(),
+        cpu_features=[name for name in CPU_FEATURES if name in _cpu_fact("flags").split()],
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         system=platform.platform(),
         python=platform.python_version(),
@@ -87,28 +92,6 @@ class CpuClock:
         return time.perf_counter(), time.process_time(), server_s, _machine_busy_s()
 
 
-def cpu_of_tree_s(root_pid: int) -> float | None:
-    """CPU seconds of a process, its descendants and those it has waited for. None when it is not there."""
-    children: dict[int, list[int]] = {}
-    ticks: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            values = path.read_text().rpartition(")")[2].split()  # the name before it may hold blanks
-        except OSError:
-            continue  # it has ended meanwhile
-        pid = int(path.parent.name)
-        children.setdefault(int(values[1]), []).append(pid)
-        ticks[pid] = sum(int(value) for value in values[11:15])  # utime, stime, cutime, cstime
-    if root_pid not in ticks:
-        return None
-    total, found = 0, [root_pid]
-    while found:
-        pid = found.pop()
-        total += ticks[pid]
-        found.extend(children.get(pid, ()))
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 def _machine_busy_s() -> float | None:
     try:
         with open("/proc/stat") as stat:
@@ -124,12 +107,10 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu_model() -> str:
+def _cpu_fact(name: str) -> str:
+    """What the kernel says of the first core under this name; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

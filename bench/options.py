@@ -1,19 +1,24 @@
-"""The options that both bench commands take, and the names behind them. No behaviour."""
+"""The options that the bench commands share, and what their values stand for."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from bench import lightllm_style
+from bench.openai_style import OpenAIStyle
+from bench.text_prompt import TextPrompt
 from bench.wire_style import WireStyle
+from messages import ConfigError
 
 
 class StyleName(StrEnum):
     """Whose API the URL speaks."""
 
     LIGHTLLM = "lightllm"
+    OPENAI = "openai"
 
 
 class Preset(StrEnum):
@@ -27,6 +32,11 @@ class Preset(StrEnum):
 
 Url = Annotated[str, typer.Option(help="Where the server listens.")]
 Style = Annotated[StyleName, typer.Option(help="The API it speaks.")]
+ModelName = Annotated[str, typer.Option("--model", help="OpenAI style: the model's name, as GET /v1/models says it.")]
+ExtraBody = Annotated[str, typer.Option(help="OpenAI style: JSON of more fields of the body; null takes one out.")]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="OpenAI style: send text, made with this tokenizer.json, not ids.")
+]
 PromptSeed = Annotated[int | None, typer.Option(help="Seed of the prompts; default: a fresh one (caches).")]
 MinTokenId = Annotated[int, typer.Option(min=0, help="Lowest token id in prompts (above the special tokens).")]
 MaxTokenId = Annotated[int, typer.Option(min=1, help="Highest token id in prompts (inside the vocabulary).")]
@@ -36,5 +46,19 @@ Label = Annotated[str, typer.Option(help="A name for the run, kept in the table 
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
-# A second style is one more file and one more line here and in StyleName.
-STYLES: dict[StyleName, WireStyle] = {StyleName.LIGHTLLM: lightllm_style}
+
+def wire_style(name: StyleName, model: str = "", extra_body: str = "", tokenizer: Path | None = None) -> WireStyle:
+    """The style with its options. Raises ConfigError on options that do not fit."""
+    if name is StyleName.LIGHTLLM:
+        if model or extra_body or tokenizer:
+            raise ConfigError("--model, --extra-body and --tokenizer are for --style openai")
+        return lightllm_style
+    if not model:
+        raise ConfigError("--style openai needs --model; GET /v1/models lists the server's")
+    try:
+        extra = orjson.loads(extra_body or "{}")
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"--extra-body {extra_body!r}: {error}") from None
+    if not isinstance(extra, dict):
+        raise ConfigError(f"--extra-body {extra_body!r} must be a JSON object")
+    return OpenAIStyle(model, extra, None if tokenizer is None else TextPrompt(tokenizer))

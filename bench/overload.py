@@ -21,16 +21,17 @@ from bench.load import Load, Outcome, build_body, run_workload, send_request
 from bench.machine import Machine, read_machine
 from bench.options import (
     DEFAULT_URL,
-    STYLES,
     IdleTimeout,
     JsonFile,
     Label,
     MaxTokenId,
     MinTokenId,
+    ModelName,
     PromptSeed,
     Style,
     StyleName,
     Url,
+    wire_style,
 )
 from bench.overload_report import NUM_NORMAL, Bounds, OverloadReport, is_refused, missed, recovery_s, report_of
 from bench.prompts import prompt_source
@@ -49,6 +50,7 @@ COMPUTED = "pdq_prefilled_tokens_total{"
 def overload(
     url: Url = DEFAULT_URL,
     style: Style = StyleName.LIGHTLLM,
+    model: ModelName = "",
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight while capacity is measured.")] = 8,
     capacity_s: Annotated[float, typer.Option(min=1, help="How long capacity is measured.")] = 20.0,
     request_rate: Annotated[float | None, typer.Option(min=0.01, help="Capacity, if known: requests per s.")] = None,
@@ -74,9 +76,10 @@ def overload(
     limits, machine = Limits(ttft_slo_ms, tpot_slo_ms), read_machine()
     with exit_status():
         prompts = prompt_source(prompt_seed, min_token_id, max_token_id)
+        wire = wire_style(style, model)
 
         async def measure() -> tuple[float, OverloadReport]:
-            load = Load(await resolve(url, STYLES[style].PATH), STYLES[style], prompts, idle_timeout_s)
+            load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
             idle = await _probe(load, "idle", NUM_IDLE)
             rate_rps = request_rate
             if rate_rps is None:

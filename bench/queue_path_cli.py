@@ -8,21 +8,19 @@ import typer
 import uvloop
 from rich.console import Console
 
+from bench import lightllm_style
 from bench.exit_status import exit_status
 from bench.http_stream import resolve
 from bench.load import Load
 from bench.machine import read_machine
 from bench.options import (
     DEFAULT_URL,
-    STYLES,
     IdleTimeout,
     JsonFile,
     Label,
     MaxTokenId,
     MinTokenId,
     PromptSeed,
-    Style,
-    StyleName,
     Url,
 )
 from bench.prompts import PromptSource, prompt_source
@@ -36,7 +34,6 @@ from settings import load_settings
 
 def queue_path(
     url: Url = DEFAULT_URL,
-    style: Style = StyleName.LIGHTLLM,
     model: Annotated[str | None, typer.Option(help="The model the server serves; default: PDQ_MODEL__PATH.")] = None,
     num_requests: Annotated[int, typer.Option(min=1, help="Prompts measured on both ways.")] = 30,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of each prompt.")] = 128,
@@ -71,7 +68,7 @@ def queue_path(
         in_process = InProcessPrefill(settings, prompt_tokens, threads, _report_to(console))
         with StepBar(console, "in turn", num_requests + warmup) as bar:
             ttfts_s, prefills_s = uvloop.run(
-                _measure(url, style, prompts, idle_timeout_s, group, warmup, in_process.prefill, bar.advance)
+                _measure(url, prompts, idle_timeout_s, group, warmup, in_process.prefill, bar.advance)
             )
     result = compare(ttfts_s, prefills_s)
     _print(console, f"{label or 'queue path'} · {describe(group)} · {in_process.description}", result)
@@ -81,7 +78,6 @@ def queue_path(
             "label": label,
             "command": command_line(sys.argv),
             "url": url,
-            "style": style.value,
             "group": group,
             "prompt_seed": prompts.seed,
             "num_warmup": warmup,
@@ -97,7 +93,6 @@ def queue_path(
 
 async def _measure(
     url: str,
-    style: StyleName,
     prompts: PromptSource,
     idle_timeout_s: float,
     group: Group,
@@ -105,8 +100,7 @@ async def _measure(
     prefill: Callable[[list[int]], float],
     on_end: Callable[[], None],
 ) -> tuple[list[float], list[float]]:
-    wire = STYLES[style]
-    load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
+    load = Load(await resolve(url, lightllm_style.PATH), lightllm_style, prompts, idle_timeout_s)
     return await measure_in_turn(load, group, num_warmup, prefill, on_end)
 
 

@@ -10,7 +10,7 @@ Failure kinds:
     cut_stream                            the connection ended before the terminal frame and the response's end
     timeout                               nothing arrived for the idle limit
     server_error                          an error frame
-    finish_<reason>                       a terminal frame with a reason other than stop or length (abort, error)
+    finish_<reason>                       an end with a reason other than stop or length (abort, error, none)
     short_output, long_output             fewer or more tokens than asked for
     token_gap, token_repeated             the token count jumped, or did not rise
     frame_after_end                       a frame after the terminal one
@@ -48,10 +48,13 @@ class RequestRecord:
     end_s: float = 0.0
     finish_reason: str | None = None
     failure: Failure | None = None
+    has_ended: bool = False  # the terminal frame came
+    num_untimed: int = 0  # of the tokens, those without a frame of their own, that only the last count tells of
+    _counts_frames: bool = False  # frames came with text and without a count
 
     def take(self, frame: Frame, now_s: float, one_frame_per_token: bool) -> None:
         """Notes a frame that arrived at `now_s`. The first failure is kept."""
-        if self.finish_reason is not None:
+        if self.has_ended:
             self.fail("frame_after_end")
             return
         if frame.error is not None:
@@ -65,9 +68,16 @@ class RequestRecord:
                 self.fail("token_repeated", f"count {frame.output_tokens} after {len(self.arrivals_s)}")
             elif fresh > 1 and one_frame_per_token:
                 self.fail("token_gap", f"count {frame.output_tokens} after {len(self.arrivals_s)}")
+            if self._counts_frames:
+                # The count at the end: what it has beyond the frames came in one of them, nobody knows in which.
+                self.num_untimed += max(0, fresh)
+                now_s = self.arrivals_s[-1] if self.arrivals_s else now_s
             self.arrivals_s.extend([now_s] * fresh)
-        if frame.is_end:
-            self.finish_reason = frame.finish_reason or "none"
+        elif frame.text:
+            self._counts_frames = True
+            self.arrivals_s.append(now_s)
+        self.finish_reason = frame.finish_reason or self.finish_reason
+        self.has_ended = frame.is_end
 
     def fail(self, kind: str, detail: str = "") -> None:
         """Marks the request failed; later failures of the same request do not replace the first."""
@@ -86,10 +96,10 @@ class RequestRecord:
             self.fail("cut_stream", "closed without a response")
         elif answer.status != 200:
             self.fail(f"http_{answer.status}", answer.body.decode("utf-8", "replace"))
-        elif self.finish_reason is None or not answer.is_complete:
+        elif not self.has_ended or not answer.is_complete:
             self.fail("cut_stream", f"after {num_tokens} of {self.asked_tokens} tokens")
         elif self.finish_reason not in GOOD_FINISH_REASONS:
-            self.fail(f"finish_{self.finish_reason}")
+            self.fail(f"finish_{self.finish_reason or 'none'}")
         elif num_tokens < self.asked_tokens:
             self.fail("short_output", f"{num_tokens} of {self.asked_tokens} tokens")
         elif num_tokens > self.asked_tokens:

@@ -16,6 +16,11 @@ Definitions (all times on the client's clock; a request is sent when its connect
     goodput      successes with TTFT <= limit and TPOT <= limit (TPOT-less ones need only TTFT), per second of duration
     attainment   the same successes as a share of ALL requests sent
     percentile   linear interpolation between closest ranks (numpy's default)
+
+A server that says with no frame how many tokens it has made (some OpenAI-style ones): a frame with text is one token,
+and what the count at the end has beyond that counts as come with the last frame. Tokens/s, E2E and TPOT are then right;
+TTFT is until the first text that can be shown, and ITL is between frames, with gaps of 0 for the rest. How many tokens
+that concerns is `untimed_output_tokens`.
 """
 
 from collections import Counter
@@ -68,6 +73,7 @@ class Summary:
     requests_per_s: float
     output_tokens: int
     failed_output_tokens: int  # arrived in requests that failed; in no other figure
+    untimed_output_tokens: int  # of `output_tokens`, those without a frame of their own
     output_tokens_per_s: float
     total_tokens_per_s: float
     ttft_ms: Distribution
@@ -128,6 +134,7 @@ def summarize(group: Group, records: Sequence[RequestRecord], start_s: float, li
         requests_per_s=per_s(len(successes)),
         output_tokens=output_tokens,
         failed_output_tokens=sum(len(record.arrivals_s) for record in records) - output_tokens,
+        untimed_output_tokens=sum(record.num_untimed for record in successes),
         output_tokens_per_s=per_s(output_tokens),
         total_tokens_per_s=per_s(output_tokens + prompt_tokens),
         ttft_ms=distribution_ms([record.ttft_s for record in successes]),

@@ -93,5 +93,10 @@ def _print_counts(console: Console, summary: Summary, limits: Limits) -> None:
         lines.append(f"FAILED {failure.count} x {failure.kind}{example}")
     if summary.failed_output_tokens:
         lines.append(f"{summary.failed_output_tokens} tokens of failed requests are in no figure")
+    if summary.untimed_output_tokens:
+        lines.append(
+            f"{summary.untimed_output_tokens} of {summary.output_tokens} tokens had no frame of their own: TTFT is to "
+            "the first text, ITL is between frames"
+        )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

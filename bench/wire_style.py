@@ -1,7 +1,7 @@
 """What one server API looks like to the load generator: a request's body and a streamed frame.
 
-One file per style implements `WireStyle` as a module (`lightllm_style.py`); nothing else in bench/ knows field names.
-This file must not know HTTP, clocks or files.
+One file per style implements `WireStyle`: `lightllm_style.py` as a module, `openai_style.py` as a class, for it has
+options. Nothing else in bench/ knows field names. This file must not know HTTP, clocks or files.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ class Frame:
 
     output_tokens: int | None = None  # cumulative count, this frame's token included; None: the frame has no count
     prompt_tokens: int | None = None  # as the server counted them; None: the frame does not say
-    finish_reason: str | None = None  # set on the terminal frame
+    finish_reason: str | None = None  # set on the terminal frame, or on one before it
     is_end: bool = False  # the last frame of a whole answer
     error: str | None = None  # the server ended the request with this
+    text: str = ""  # what the frame adds to the answer; without a count it stands for one token
+    token_id: int | None = None  # None: the frame does not say
 
 
 class WireStyle(Protocol):

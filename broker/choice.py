@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from messages import GenerationRequest, Phase, TokenEvent
 
 
@@ -27,8 +29,7 @@ class Taken:
     events: list[TokenEvent]  # published so far; the next index is their number
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True):
     """One event on its way into a choice's stream."""
 
     request_id: str

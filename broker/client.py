@@ -8,7 +8,6 @@ from typing import Any
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool as SyncConnectionPool
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
@@ -17,10 +16,12 @@ from redis.retry import Retry
 from broker.address import MasterAddress, parse_address
 from broker.cancels import Cancels
 from broker.connection import PROMPT_CLASSES, MasterConnection, SyncMasterConnection
+from broker.connection_pool import WaitingPool
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.key_limits import KeyLimits
 from broker.keys import Keys
+from broker.local_queue import LocalQueue
 from broker.master import Locate, locator
 from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
@@ -44,6 +45,7 @@ class Broker:
     stream_settings: StreamSettings
     requests: RequestLog
     prefill_queue: JobQueue[PrefillJob]
+    local_queue: LocalQueue
     decode_queue: JobQueue[DecodeJob]
     registry: Registry
     cancels: Cancels
@@ -80,6 +82,7 @@ def assemble_broker(
         stream_settings=stream,
         requests=requests,
         prefill_queue=JobQueue(client, blocking_client, keys, queue, Role.PREFILL, PrefillJob, refuse),
+        local_queue=LocalQueue(client, blocking_client, keys, queue, refuse),
         decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),
         registry=Registry(client, keys),
         cancels=Cancels(blocking_client, keys),
@@ -139,11 +142,10 @@ def _open_async_redis(settings: RedisSettings, timeout_s: float, is_patient: boo
     address = parse_address(settings.url)
     if address is not None:
         options = _master_options(settings, address, options)
-        return Redis.from_pool(ConnectionPool(MasterConnection, **options))
-    client = Redis.from_url(settings.url, **options)
-    pool = client.connection_pool
+        return Redis.from_pool(WaitingPool(wait_s=timeout_s, connection_class=MasterConnection, **options))
+    pool = WaitingPool.from_url(settings.url, wait_s=timeout_s, **options)
     pool.connection_class = PROMPT_CLASSES[pool.connection_class]
-    return client
+    return Redis.from_pool(pool)
 
 
 def _master_options(settings: RedisSettings, address: MasterAddress, options: dict[str, Any]) -> dict[str, Any]:

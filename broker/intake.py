@@ -56,13 +56,16 @@ class Claim(Generic[JobT]):
         return Append(request.request_id, self.taken.choice, self.taken.epoch, index, event, request.api_id)
 
 
-def attempt_of(entry: QueueEntry[JobT]) -> int:
+AnyClaim = Claim[PrefillJob] | Claim[DecodeJob]
+
+
+def attempt_of(entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> int:
     """How many workers died or failed on this job before."""
     return entry.job.attempt + entry.deliveries - 1
 
 
 class Intake(Generic[JobT]):
-    """One per worker."""
+    """One per worker and queue. A claim may be got rid of through any."""
 
     def __init__(
         self,
@@ -88,13 +91,13 @@ class Intake(Generic[JobT]):
         """Up to `count` jobs of `classes`, the dead workers' first and without new ones; a suspect is the last of them.
         Waits at most `block_ms` (0: not at all) for new ones. A job whose time is over is ended here and not among
         them."""
-        # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
-        assert self._heartbeat.is_alive, "the heartbeat thread has ended"
-        entries: list[QueueEntry[JobT]] = []
-        if time.monotonic() >= self._reclaim_at:
-            entries = await self._reclaim(count, classes)
+        entries = await self._reclaim_if_due(count, classes)
         if not entries:
             entries = await self._queue.take(self._worker_id, count, block_ms, classes)
+        return await self._claims(entries)
+
+    async def _claims(self, entries: Sequence[QueueEntry[JobT]]) -> list[Claim[JobT]]:
+        """Those of the entries that there is something to do about, taken."""
         claims = []
         for entry in entries:
             self._heartbeat.hold(entry)
@@ -116,6 +119,11 @@ class Intake(Generic[JobT]):
                 claims.append(claim)
         return claims
 
+    async def _reclaim_if_due(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
+        # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
+        assert self._heartbeat.is_alive, "the heartbeat thread has ended"
+        return await self._reclaim(count, classes) if time.monotonic() >= self._reclaim_at else []
+
     async def _reclaim(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
         """Dead workers' jobs, one after the other without a pause: every one of them has a client that waits."""
         entries: list[QueueEntry[JobT]] = []
@@ -129,11 +137,11 @@ class Intake(Generic[JobT]):
             log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
         return entries
 
-    def is_ours(self, claim: Claim[JobT]) -> bool:
+    def is_ours(self, claim: AnyClaim) -> bool:
         """Whether the claim's lease stands, as far as the heartbeat knows. If not, others have the job: drop it."""
         return self._heartbeat.holds(claim.entry)
 
-    def is_suspect(self, claim: Claim[JobT]) -> bool:
+    def is_suspect(self, claim: AnyClaim) -> bool:
         """Whether workers died that had this job, so that one death more makes it a poison: it is computed alone, and
         nothing is taken meanwhile, so that none of the others can be blamed in its place.
 
@@ -141,29 +149,29 @@ class Intake(Generic[JobT]):
         """
         return self._is_suspect(claim.entry)
 
-    def _is_suspect(self, entry: QueueEntry[JobT]) -> bool:
+    def _is_suspect(self, entry: QueueEntry[PrefillJob] | QueueEntry[DecodeJob]) -> bool:
         return attempt_of(entry) >= max(1, self._max_deliveries - 1)
 
-    def is_poison(self, claim: Claim[JobT]) -> bool:
+    def is_poison(self, claim: AnyClaim) -> bool:
         """Whether the job took too many workers down to be tried again."""
         return claim.attempt >= self._max_deliveries
 
-    def is_late(self, claim: Claim[JobT]) -> bool:
+    def is_late(self, claim: AnyClaim) -> bool:
         """Whether the request's deadline is past by more than the hosts' clocks may differ."""
         return is_past(claim.taken.request, now_ms(), self._clock_tolerance_s)
 
-    async def done(self, claim: Claim[JobT]) -> None:
-        """The sequence has ended: acknowledge."""
-        await self._let_go(claim.entry)
+    async def done(self, *claims: AnyClaim) -> None:
+        """These sequences have ended: acknowledge, in one round trip."""
+        await self._let_go(*(claim.entry for claim in claims))
 
-    async def lost(self, claim: Claim[JobT]) -> None:
+    async def lost(self, claim: AnyClaim) -> None:
         """We were fenced. The entry is acknowledged only if nobody can need it: where another worker holds the very
         same entry, our acknowledgement would destroy its claim."""
         self._heartbeat.drop(claim.entry)
         is_stale = await self._broker.requests.ack_if_stale(claim.entry)
         log.info("job_lost", request_id=claim.job.request_id, choice=claim.job.choice, is_stale=is_stale)
 
-    async def hand_over(self, claim: Claim[JobT], job: PrefillJob | DecodeJob, phase: Phase) -> bool:
+    async def hand_over(self, claim: AnyClaim, job: PrefillJob | DecodeJob, phase: Phase) -> bool:
         """Put `job` on its queue and acknowledge ours, in one step. False when we were fenced."""
         self._heartbeat.drop(claim.entry)
         handed_over = await self._broker.requests.hand_over(claim.entry, claim.taken.epoch, job, phase)
@@ -171,28 +179,29 @@ class Intake(Generic[JobT]):
             log.info("hand_over_refused", request_id=claim.job.request_id, choice=claim.job.choice)
         return handed_over
 
-    async def take_back(self, claim: Claim[JobT], job: PrefillJob | DecodeJob, phase: Phase) -> bool:
+    async def take_back(self, claim: AnyClaim, job: PrefillJob | DecodeJob, phase: Phase) -> bool:
         """Put `job` in place of the one that the claim was handed over with. False when somebody has taken that one,
         or the sequence has ended."""
         # The hand-over left the epoch one above the claim's. It is nobody's, and a taker would have raised it.
         epoch = claim.taken.epoch + 1
         return await self._broker.requests.hand_over(claim.entry, epoch, job, phase)
 
-    async def fail(self, claim: Claim[JobT], message: str, status: int = 500) -> None:
+    async def fail(self, claim: AnyClaim, message: str, status: int = 500) -> None:
         """End the sequence with an error."""
         log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)
         await self._end(claim, TokenEvent(finish_reason=FinishReason.ERROR, error=message, error_status=status))
 
-    async def expire(self, claim: Claim[JobT]) -> None:
+    async def expire(self, claim: AnyClaim) -> None:
         """End a sequence that is late."""
         log.info("request_expired", request_id=claim.job.request_id, choice=claim.job.choice, phase=self._phase)
         await self._end(claim, deadline_event(claim.taken.request))
 
-    async def _end(self, claim: Claim[JobT], event: TokenEvent) -> None:
+    async def _end(self, claim: AnyClaim, event: TokenEvent) -> None:
         index = len(await self._broker.requests.read(*claim.key))
         (accepted,) = await self._broker.requests.append([claim.next_event(event, index)])
         await (self.done(claim) if accepted else self.lost(claim))
 
-    async def _let_go(self, entry: QueueEntry[JobT]) -> None:
-        self._heartbeat.drop(entry)
-        await self._queue.ack([entry])
+    async def _let_go(self, *entries: QueueEntry[PrefillJob] | QueueEntry[DecodeJob]) -> None:
+        for entry in entries:
+            self._heartbeat.drop(entry)
+        await self._queue.ack(entries)

@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from broker.choice import parse_member
-from broker.keys import GROUP, Keys
+from broker.keys import GROUP, Keys, QueueName
 from broker.scripts import load_script
 from broker.turns import first_choices
-from messages import DecodeJob, PrefillJob, Priority, Role, WireError, decode
+from messages import DecodeJob, PrefillJob, Priority, WireError, decode
 from settings import QueueSettings
 from telemetry import get_logger
 
@@ -33,7 +33,7 @@ log = get_logger()
 class QueueEntry(Generic[JobT]):
     """A job as it was delivered to a worker."""
 
-    queue: Role
+    queue: QueueName
     entry_id: bytes
     job: JobT
     deliveries: int  # 1: never before; a reclaim counts, a renewal does not
@@ -41,7 +41,7 @@ class QueueEntry(Generic[JobT]):
 
 
 class JobQueue(Generic[JobT]):
-    """The queue of one role. Every method raises redis errors when Redis stays away."""
+    """One queue. Every method raises redis errors when Redis stays away."""
 
     def __init__(
         self,
@@ -49,20 +49,21 @@ class JobQueue(Generic[JobT]):
         blocking_client: Redis,
         keys: Keys,
         settings: QueueSettings,
-        role: Role,
+        name: QueueName,
         job_type: type[JobT],
         refuse: Callable[[str, int, str], Awaitable[None]],
     ) -> None:
         """`refuse(request_id, choice, why)` ends a choice whose job cannot be read."""
         self._redis = client
         self._blocking_redis = blocking_client
-        self._keys = {priority: keys.queue(role, priority) for priority in Priority}
+        self._keys = {priority: keys.queue(name, priority) for priority in Priority}
+        self._key_of = keys.queue
         self._classes = {key.encode(): priority for priority, key in self._keys.items()}
         self._pulse_key = keys.pulse()
         self._turn_every = settings.turn_every
         self._num_taken = 0
         self._lease_ms = round(settings.lease_s * 1000)
-        self._role = role
+        self._name = name
         self._job_type: type[JobT] = job_type
         self._refuse = refuse
 
@@ -94,17 +95,18 @@ class JobQueue(Generic[JobT]):
         self._num_taken += len(rows)
         return await self._entries(rows)
 
-    async def ack(self, entries: "Sequence[QueueEntry[JobT]]") -> None:
-        """Remove entries whose work is done: their choice ended here, or `take` of the request log said None.
+    async def ack(self, entries: "Sequence[QueueEntry[PrefillJob] | QueueEntry[DecodeJob]]") -> None:
+        """Remove entries, of whichever queue, whose work is done: their choice ended here, or `take` of the request log
+        said None.
 
         A worker that was refused uses `RequestLog.ack_if_stale` instead.
         """
-        await self._remove([(entry.priority, entry.entry_id) for entry in entries])
+        await self._remove([(self._key_of(entry.queue, entry.priority), entry.entry_id) for entry in entries])
 
     async def refuse(self, entry: "QueueEntry[JobT]", why: str) -> None:
         """End the choice of an entry that no worker of ours can do anything about, and remove it."""
         await self._refuse(entry.job.request_id, entry.job.choice, why)
-        await self._remove([(entry.priority, entry.entry_id)])
+        await self._remove([(self._keys[entry.priority], entry.entry_id)])
 
     async def reclaim(
         self,
@@ -132,7 +134,7 @@ class JobQueue(Generic[JobT]):
             return []
         return await self._entries(
             [
-                (classes[number - 1], entry_id, deliveries, _fields_of(fields))
+                (classes[number - 1], entry_id, deliveries, fields_of(fields))
                 for number, entry_id, deliveries, fields in rows
             ]
         )
@@ -150,17 +152,17 @@ class JobQueue(Generic[JobT]):
 
     async def _fetch_or_wait(
         self, worker_id: str, count: int, block_ms: int, classes: Sequence[Priority]
-    ) -> "list[_Row]":
+    ) -> "list[Row]":
         choices = first_choices(self._num_taken, count, self._turn_every)
         first_looks: list[int] = [classes.index(choice) + 1 if choice in classes else 1 for choice in choices]
         rows = await load_script("fetch").run(
             self._redis, [self._keys[priority] for priority in classes], [GROUP, worker_id, *first_looks]
         )
         if rows or block_ms <= 0:
-            return [(classes[number - 1], entry_id, 1, _fields_of(fields)) for number, entry_id, fields in rows]
+            return [(classes[number - 1], entry_id, 1, fields_of(fields)) for number, entry_id, fields in rows]
         return await self._wait(worker_id, min(block_ms, MAX_BLOCK_MS), classes)
 
-    async def _wait(self, worker_id: str, block_ms: int, classes: Sequence[Priority]) -> "list[_Row]":
+    async def _wait(self, worker_id: str, block_ms: int, classes: Sequence[Priority]) -> "list[Row]":
         streams: Any = await self._blocking_redis.xreadgroup(
             GROUP, worker_id, {self._keys[priority]: ">" for priority in classes}, count=1, block=block_ms
         )
@@ -177,39 +179,39 @@ class JobQueue(Generic[JobT]):
         # words of its own before an error that a script met.
         if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
             raise error
-        log.info("queue_group_missing", queue=self._role.value)
+        log.info("queue_group_missing", queue=self._name)
         await self.ensure()
 
-    async def _remove(self, places: Sequence[tuple[Priority, bytes]]) -> None:
+    async def _remove(self, places: Sequence[tuple[str, bytes]]) -> None:
         if places:
             pipeline = self._redis.pipeline(transaction=True)
-            for priority, entry_id in places:
-                pipeline.xack(self._keys[priority], GROUP, entry_id)
-                pipeline.xdel(self._keys[priority], entry_id)
+            for key, entry_id in places:
+                pipeline.xack(key, GROUP, entry_id)
+                pipeline.xdel(key, entry_id)
             await pipeline.execute()
 
-    async def _entries(self, rows: "Sequence[_Row]") -> "list[QueueEntry[JobT]]":
+    async def _entries(self, rows: "Sequence[Row]") -> "list[QueueEntry[JobT]]":
         """The readable rows; the choice of an unreadable one is ended, for no worker of ours could do better."""
         entries = []
         for priority, entry_id, deliveries, fields in rows:
             try:
                 job = decode(fields.get(b"job", b""), self._job_type)
             except WireError as error:
-                log.error("job_undecodable", queue=self._role.value, entry_id=entry_id.decode(), error=str(error))
+                log.error("job_undecodable", queue=self._name, entry_id=entry_id.decode(), error=str(error))
                 try:
                     request_id, choice = parse_member(fields.get(b"id", b""))
                 except ValueError:
                     pass
                 else:
                     await self._refuse(request_id, choice, "a worker could not read the job; are versions mixed?")
-                await self._remove([(priority, entry_id)])
+                await self._remove([(self._keys[priority], entry_id)])
                 continue
-            entries.append(QueueEntry(self._role, entry_id, job, deliveries, priority))
+            entries.append(QueueEntry(self._name, entry_id, job, deliveries, priority))
         return entries
 
 
-_Row = tuple[Priority, bytes, int, dict[bytes, bytes]]  # class, entry id, deliveries, fields
+Row = tuple[Priority, bytes, int, dict[bytes, bytes]]  # class, entry id, deliveries, fields
 
 
-def _fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))

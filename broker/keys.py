@@ -6,10 +6,15 @@ id in braces for a request's keys and a plain word for the others, so that no re
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from messages import Priority, Role
 
 GROUP = "workers"  # the one consumer group of each queue
+
+# Where jobs wait: one queue per role, and one of the PrefillJobs that decode workers compute themselves.
+LOCAL: Literal["local"] = "local"
+QueueName = Role | Literal["local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +28,14 @@ class Keys:
         """The first part of every key, with the name as its hash tag."""
         return f"{{{self.name}}}"
 
-    def queue(self, role: Role, priority: Priority = Priority.NORMAL) -> str:
-        """Stream of the jobs of one class for workers of `role`."""
-        name = f"{self.prefix}:{role.value}_queue"
-        return name if priority is Priority.NORMAL else f"{name}:{priority.value}"
+    def queue(self, name: QueueName, priority: Priority = Priority.NORMAL) -> str:
+        """Stream of the jobs of one class that wait there."""
+        stream = f"{self.prefix}:{name}_queue"
+        return stream if priority is Priority.NORMAL else f"{stream}:{priority.value}"
 
-    def queues(self, role: Role) -> list[str]:
-        """The streams of every class for workers of `role`, the most urgent first."""
-        return [self.queue(role, priority) for priority in Priority]
+    def queues(self, name: QueueName) -> list[str]:
+        """The streams of every class, the most urgent first."""
+        return [self.queue(name, priority) for priority in Priority]
 
     def prefill_queue(self) -> str:
         """Stream of the PrefillJobs of normal priority."""
@@ -39,6 +44,10 @@ class Keys:
     def decode_queue(self) -> str:
         """Stream of the DecodeJobs of normal priority."""
         return self.queue(Role.DECODE)
+
+    def bids(self) -> str:
+        """Hash worker_id -> the Bid of a decode worker that waits for a prompt to prefill itself."""
+        return f"{self.prefix}:bids"
 
     def record(self, request_id: str) -> str:
         """Hash: the request, and per choice its hop, epoch and end."""

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from broker.choice import member_of
 from broker.client import REDIS_AWAY, Broker
-from messages import FinishReason, TokenEvent, WireError, decode
+from broker.subscription import Subscription
+from messages import FinishReason, RelayedEvents, TokenEvent, WireError, decode
 from telemetry import get_logger
 
 _BLOCK_MS = 5000
@@ -22,43 +23,6 @@ _RECONNECT_S = 0.2
 _LOST_AFTER_CHECKS = 5
 
 log = get_logger()
-
-
-class Subscription(asyncio.Queue[tuple[int, TokenEvent]]):
-    """One choice's events, (index, event), in order and each once; the last has a `finish_reason`.
-
-    Bounded by the request's max_new_tokens, hence unbounded here.
-    """
-
-    def __init__(self, request_id: str, choice: int, after: int) -> None:
-        super().__init__()
-        self.request_id = request_id
-        self.choice = choice
-        self.next_index = after + 1
-        self.is_ended = False
-        self.is_behind = False  # a later event came before `next_index`
-        self.is_seen = False  # Redis has, or had, a record of it
-        self.num_unknown = 0  # checks in a row that found no record
-        self.heard_s = time.monotonic()  # when it last got an event or was checked
-        self._early: dict[int, TokenEvent] = {}
-
-    def deliver(self, index: int, event: TokenEvent) -> None:
-        """Take an event from whichever source; pass on what is next in order."""
-        if self.is_ended or index < self.next_index:
-            return
-        self.is_seen = True
-        self._early[index] = event
-        while not self.is_ended and (event_next := self._early.pop(self.next_index, None)) is not None:
-            self.put_nowait((self.next_index, event_next))
-            self.next_index += 1
-            self.heard_s = time.monotonic()
-            self.is_ended = event_next.finish_reason is not None
-        self.is_behind = bool(self._early) and not self.is_ended
-
-    def end(self, event: TokenEvent) -> None:
-        """Deliver a terminal event at the next index, whatever else was to come."""
-        self._early.clear()
-        self.deliver(self.next_index, event)
 
 
 class RelayReader:
@@ -70,18 +34,19 @@ class RelayReader:
         self._key = broker.keys.relay(api_id)
         self._recheck_s = broker.stream_settings.recheck_s
         self._position = b"0-0"
-        self._subscriptions: dict[bytes, list[Subscription]] = {}
+        self._subscriptions: dict[str, list[Subscription]] = {}
         self._gap = asyncio.Event()
 
     def open(self, request_id: str, choice: int, after: int = -1) -> Subscription:
         """Subscribe to the choice's events of an index above `after`. Best before the request is created."""
         subscription = Subscription(request_id, choice, after)
-        self._subscriptions.setdefault(member_of(request_id, choice).encode(), []).append(subscription)
+        self._subscriptions.setdefault(member_of(request_id, choice), []).append(subscription)
         return subscription
 
     def close(self, subscription: Subscription) -> None:
         """Deliver nothing more to it; harmless when closed already."""
-        member = member_of(subscription.request_id, subscription.choice).encode()
+        subscription.close()
+        member = member_of(subscription.request_id, subscription.choice)
         left = [other for other in self._subscriptions.get(member, []) if other is not subscription]
         if left:
             self._subscriptions[member] = left
@@ -103,29 +68,41 @@ class RelayReader:
         """The fast path: what workers put on the relay."""
         while True:
             try:
-                streams: Any = await self._redis.xread({self._key: self._position}, _READ_COUNT, _BLOCK_MS)
+                await self._read_on()
             except REDIS_AWAY as error:
                 log.warning("relay_interrupted", error=str(error))
                 await asyncio.sleep(_RECONNECT_S)
-                continue
-            for _, entries in streams or []:
-                for entry_id, fields in entries:
-                    self._position = entry_id
-                    self._dispatch(fields)
 
-    def _dispatch(self, fields: dict[bytes, bytes]) -> None:
-        for name, data in fields.items():
-            member, _, number = name.rpartition(b":")
-            if subscriptions := self._subscriptions.get(member):
-                try:
-                    index, event = int(number), decode(data, TokenEvent)
-                except (WireError, ValueError) as error:
-                    log.error("event_undecodable", member=member.decode(), error=str(error))
-                    continue
-                for subscription in subscriptions:
-                    subscription.deliver(index, event)
-                    if subscription.is_behind:
-                        self._gap.set()
+    async def _read_on(self) -> None:
+        """Read until Redis is away. On a connection of its own: getting one from the pool, and a policy for retries
+        around each command, cost three times what the read itself does, at every decode step."""
+        pool: Any = self._redis.connection_pool
+        connection = await pool.get_connection()
+        try:
+            while True:
+                await connection.send_command(
+                    "XREAD", "COUNT", _READ_COUNT, "BLOCK", _BLOCK_MS, "STREAMS", self._key, self._position
+                )
+                for _, entries in await connection.read_response() or ():
+                    for entry_id, (_, data, *_) in entries:
+                        self._position = entry_id
+                        self._dispatch(data)
+        finally:
+            await pool.release(connection)
+
+    def _dispatch(self, data: bytes) -> None:
+        try:
+            relayed = decode(data, RelayedEvents).events
+        except WireError as error:  # whoever misses something finds out
+            log.error("relay_undecodable", error=str(error))
+            return
+        subscriptions_of = self._subscriptions.get
+        now_s = time.monotonic()
+        for each in relayed:
+            for subscription in subscriptions_of(each.member, ()):
+                subscription.deliver(each.index, each.event, now_s)
+                if subscription.is_behind:
+                    self._gap.set()
 
     async def _recheck(self) -> None:
         """The safe path: gaps at once, quiet streams every `recheck_s`."""
@@ -170,7 +147,7 @@ class RelayReader:
                 error = "the request's tokens cannot be read; are versions mixed?"
                 subscription.end(TokenEvent(finish_reason=FinishReason.ERROR, error=error, error_status=500))
             for index, event in published or ():
-                subscription.deliver(index, event)
+                subscription.deliver(index, event, time.monotonic())
             num_new = subscription.next_index - before
             num_filled += num_new
             subscription.is_seen |= state.is_known

@@ -4,17 +4,19 @@ Every change is one Lua script of broker/lua/, hence atomic and harmless when re
 is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTTP.
 """
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
 from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
 from broker.choice import Append, ChoiceProgress, ChoiceState, SequenceLoad, Taken, member_of, parse_member
 from broker.job_queue import QueueEntry
-from broker.keys import GROUP, Keys
+from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import Argument, load_script
 from messages import (
     DecodeJob,
@@ -22,6 +24,8 @@ from messages import (
     InvalidRequest,
     Phase,
     PrefillJob,
+    RelayedEvent,
+    RelayedEvents,
     Role,
     TokenEvent,
     decode,
@@ -31,6 +35,7 @@ from settings import StreamSettings
 
 __all__ = ["Append", "ChoiceProgress", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
 
+TWO_TRIPS_FROM = 32  # events of one step
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
 
 
@@ -72,8 +77,10 @@ class RequestLog:
                 keys.active_sizes(),
                 keys.active_phases(),
                 keys.reader_leases(),
+                keys.bids(),
                 *keys.queues(Role.PREFILL),
                 *keys.queues(Role.DECODE),
+                *keys.queues(LOCAL),
                 *(keys.tokens(request_id, choice) for choice in choices),
             ],
             [
@@ -86,6 +93,7 @@ class RequestLog:
                 GROUP,
                 *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
                 self._reader_lease_ms,
+                int(request.kind == "generate"),
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
             ],
         )
@@ -118,32 +126,50 @@ class RequestLog:
         )
 
     async def append(self, items: Sequence[Append]) -> list[bool]:
-        """Publish a step's events in one round trip; each is accepted or refused alone.
+        """Publish a step's events in one round trip, or in two at once; each is accepted or refused alone.
 
         True: the event stands in the stream, be it from an earlier try of this very call. False: the choice is
         finished, unknown or another's; drop the sequence, and its queue entry only through `ack_if_stale`.
         """
         if not items:
             return []
-        item_keys: list[str] = []
-        arguments: list[Argument] = []
+        half = len(items) // 2
+        if len(items) < TWO_TRIPS_FROM or _have_a_choice_in_common(items[:half], items[half:]):
+            return await self._append(items)
+        # While Redis and the API process work on the first half, the second is encoded: it halves what a token waits
+        # for the other tokens of its step.
+        first, second = await asyncio.gather(self._append(items[:half]), self._append(items[half:]))
+        return first + second
+
+    async def _append(self, items: Sequence[Append]) -> list[bool]:
+        keys = self._keys
+        item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
+        arguments: list[Argument] = [
+            self._stream.keep_s,
+            keys.relay(""),
+            self._stream.relay_max_entries,
+            RELAY_EXPIRE_S,
+            len(items),
+        ]
+        relayed: dict[str, list[RelayedEvent]] = {}
         for item in items:
-            item_keys += [self._keys.record(item.request_id), self._keys.tokens(item.request_id, item.choice)]
-            arguments += [
+            event, api_id = item.event, item.api_id
+            place = _place(keys, item.request_id, item.choice)
+            item_keys += (place.record, place.tokens)
+            arguments += (
                 item.choice,
-                member_of(item.request_id, item.choice),
+                place.member,
                 item.epoch,
                 item.index,
-                int(item.event.finish_reason is not None),
-                encode(item.event),
-                item.api_id,
-            ]
-        keys = self._keys
-        answers = await load_script("append").run(
-            self._redis,
-            [keys.active_sizes(), keys.active_phases(), keys.reader_leases(), *item_keys],
-            [self._stream.keep_s, keys.relay(""), self._stream.relay_max_entries, RELAY_EXPIRE_S, *arguments],
-        )
+                0 if event.finish_reason is None else 1,
+                encode(event),
+                api_id,
+            )
+            if api_id:
+                relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
+        for api_id, events in relayed.items():
+            arguments += (api_id, len(events), encode(RelayedEvents(events)))
+        answers = await load_script("append").run(self._redis, item_keys, arguments)
         return [answer == 1 for answer in answers]
 
     async def finish(self, request_id: str, choice: int, event: TokenEvent, api_id: str | None = None) -> bool:
@@ -331,3 +357,22 @@ class RequestLog:
                 SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)
             )
         return loads
+
+
+def _have_a_choice_in_common(some: Sequence[Append], others: Sequence[Append]) -> bool:
+    """Whether their order matters."""
+    places = {(item.request_id, item.choice) for item in some}
+    return any((item.request_id, item.choice) in places for item in others)
+
+
+class _Place(NamedTuple):
+    """How a choice is called in Redis."""
+
+    record: str
+    tokens: str
+    member: str
+
+
+@lru_cache(maxsize=4096)  # more than the sequences that a worker runs at a time
+def _place(keys: Keys, request_id: str, choice: int) -> _Place:
+    return _Place(keys.record(request_id), keys.tokens(request_id, choice), member_of(request_id, choice))

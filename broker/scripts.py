@@ -33,7 +33,7 @@ class Script:
         self.source = _source(name)
         self.sha1 = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    async def run(self, client: Redis, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
         """The script's answer. Raises redis errors."""
         try:
             return await client.evalsha(self.sha1, len(keys), *keys, *arguments)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
@@ -26,6 +27,7 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's own
     stop_order: int = 0  # children of a lower order are ended first
     stop_within_s: float = 8.0  # since the stop began; SIGKILL after that
+    nursery: Path | None = None  # where a fork that does the same may be had, of a `pdq_command`
 
 
 def pdq_command(*arguments: str) -> tuple[str, ...]:
@@ -40,17 +42,35 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **extra}
 
 
+class Process(Protocol):
+    """A child: asyncio's own, or one that was forked for us (`cli/forked_child.py`)."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int:
+        """Until it has ended; its exit code, or minus the signal that ended it."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A started process and what it writes."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     output: asyncio.StreamReader  # stdout and stderr, as they come
     pipe: asyncio.BaseTransport
 
 
-async def start_child(command: Sequence[str], environment: Mapping[str, str]) -> Running:
-    """Start `command`. Call it on the main thread: the kernel counts the death of the starting thread as the parent's.
+async def open_output() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int]:
+    """A pipe for what a child writes: where we read it, what closes it, and the child's end, which is ours to close.
 
     The pipe is ours and not asyncio's, whose `wait()` lasts until every grandchild has closed it too.
     """
@@ -60,6 +80,16 @@ async def start_child(command: Sequence[str], environment: Mapping[str, str]) ->
         pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb", buffering=0)
         )
+    except BaseException:
+        os.close(write_end)
+        raise
+    return output, pipe, write_end
+
+
+async def start_child(command: Sequence[str], environment: Mapping[str, str]) -> Running:
+    """Start `command`. Call it on the main thread: the kernel takes the starting thread's death for the parent's."""
+    output, pipe, write_end = await open_output()
+    try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid())),
             *command,
@@ -74,13 +104,13 @@ async def start_child(command: Sequence[str], environment: Mapping[str, str]) ->
     return Running(process, output, pipe)
 
 
-def terminate(process: asyncio.subprocess.Process) -> None:
+def terminate(process: Process) -> None:
     """Ask the process to end."""
     if process.returncode is None:
         process.terminate()
 
 
-def kill(process: asyncio.subprocess.Process) -> None:
+def kill(process: Process) -> None:
     """End the process and all that it started, now; what it started also when it has ended itself."""
     try:
         os.killpg(process.pid, signal.SIGKILL)

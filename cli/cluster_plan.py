@@ -3,6 +3,7 @@
 Pure. Knows settings; starts nothing.
 """
 
+import sys
 from pathlib import Path
 
 from cli.child import ChildSpec, pdq_command
@@ -52,11 +53,29 @@ def redis_child(binary: Path, state_dir: Path) -> ChildSpec:
     return ChildSpec("redis", redis_command(binary, state_dir), stop_order=2, stop_within_s=REDIS_WITHIN_S)
 
 
-def cluster_children(knobs: Overrides, num_workers: dict[Role, int]) -> list[ChildSpec]:
-    """The workers and the API: the API goes first and drains, the workers follow."""
+def nursery_path(state_dir: Path) -> Path:
+    """Where the nursery of this run takes orders."""
+    return state_dir / "nursery.sock"
+
+
+def nursery_child(state_dir: Path) -> ChildSpec:
+    """What workers on a CPU are forked from. It holds nothing that anybody waits for."""
+    command = (sys.executable, "-P", "-m", "cli.nursery", str(nursery_path(state_dir)))
+    return ChildSpec("nursery", command, stop_within_s=API_WITHIN_S)
+
+
+def cluster_children(knobs: Overrides, num_workers: dict[Role, int], nursery: Path | None = None) -> list[ChildSpec]:
+    """The workers, of a nursery where there is one, and the API: it goes first and drains, the workers follow."""
     variables = environment(knobs)
     workers = [
-        ChildSpec(f"{role} {number}", pdq_command(role), variables, stop_order=1, stop_within_s=WORKERS_WITHIN_S)
+        ChildSpec(
+            f"{role} {number}",
+            pdq_command(role),
+            variables,
+            stop_order=1,
+            stop_within_s=WORKERS_WITHIN_S,
+            nursery=nursery,
+        )
         for role, count in num_workers.items()
         for number in range(count)
     ]

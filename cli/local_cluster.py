@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from broker.client import Broker, display_url, open_broker
 from cli.banner import Facts, banner, model_dtype, waiting_for
-from cli.cluster_plan import cluster_children, redis_child, shared_knobs
+from cli.cluster_plan import cluster_children, nursery_child, nursery_path, redis_child, shared_knobs
 from cli.embedded_redis import find_redis_server, redis_url, wait_until_answering
+from cli.forked_child import wait_until_listening
 from cli.health import api_problem, in_url
 from cli.janitor import Janitor
 from cli.listen_port import reserve_port
@@ -80,6 +81,7 @@ class LocalCluster:
 
     async def bring_up(self) -> None:
         """Model, Redis, workers and API, banner. Raises StartupError."""
+        nursery = self.start_nursery()
         model_dir = await self.resolve_model()
         has_room = self.has_room_for_decode_pools()
         url = await self.start_redis()
@@ -87,8 +89,10 @@ class LocalCluster:
         is_terminal = self.screen.is_terminal
         knobs = shared_knobs(self.settings, model_dir, name, url, is_terminal, self.make_secret(), has_room)
         redis = self.settings.redis.model_copy(update={"url": url})
+        if nursery is not None:
+            await wait_until_listening(nursery)
         async with open_broker(redis, self.settings.queue, self.settings.stream) as broker:
-            children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers)]
+            children = [self.supervisor.keep(spec) for spec in cluster_children(knobs, self.num_workers, nursery)]
             counted = ", ".join(f"{count} {role}" for role, count in self.num_workers.items())
             self.screen.say(f"starting {counted} and the API on {self.url}")
             workers = await self.wait_until_ready(broker, lambda: {child.pid for child in children})
@@ -103,6 +107,14 @@ class LocalCluster:
     def status_url(self, url: str) -> str:
         """What the banner tells to give `pdq status`; ours has no password to hide."""
         return display_url(url) if self.is_redis_given else url
+
+    def start_nursery(self) -> Path | None:
+        """Begin to load what workers need while the rest is being prepared; where it takes orders. None for GPUs,
+        whose workers each load a CUDA of their own."""
+        if not are_pools_in_shm(self.settings):
+            return None
+        self.supervisor.keep(nursery_child(self.state_dir))
+        return nursery_path(self.state_dir)
 
     async def resolve_model(self) -> Path:
         """The model's directory."""

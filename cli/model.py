@@ -59,6 +59,11 @@ async def resolve_in_child(settings: ModelSettings, report: Callable[[str], None
     """The model's directory; a child process fetches and converts it. Raises ModelError (or ConfigError)."""
     if is_directory(settings):
         return Path(absolute_model(settings.path))
+    from engine.model_files import resolve_here  # torch-free
+
+    here = resolve_here(settings)
+    if here is not None:
+        return here
     knobs = {"model": {"path": absolute_model(settings.path), "cache_dir": settings.cache_dir}}
     child = await start_child(pdq_command("model", "fetch"), environment(knobs))
     lines = [""]

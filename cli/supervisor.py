@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from itertools import groupby
 
-from cli.child import ChildSpec, describe_exit, kill, start_child, terminate
+from cli.child import ChildSpec, Process, describe_exit, kill, terminate
 from cli.errors import BY_EXIT_CODE, startup_error
+from cli.forked_child import start
 from cli.restart import RestartPolicy
 from messages import StartupError
 
@@ -22,7 +23,7 @@ class Child:
 
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Process | None = None
         self.num_starts = 0
         self.last_line = ""
 
@@ -78,7 +79,7 @@ class Supervisor:
             await wait_event(self._stopping, delay_s)
 
     async def _run_once(self, child: Child) -> int:
-        running = await start_child(child.spec.command, child.spec.environment)
+        running = await start(child.spec)
         child.process = running.process
         child.num_starts += 1
         self._on_start(running.process.pid)

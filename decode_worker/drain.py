@@ -91,13 +91,15 @@ class Drain:
         block_ids, spare = sequence.block_table[:num_blocks], sequence.block_table[num_blocks:]
         sequence.block_table = []
         self._space.free(spare)
-        # On the thread that computed them; the pulling of the offer before goes on meanwhile.
-        checksums = await asyncio.get_running_loop().run_in_executor(self._thread, offers.checksums, block_ids)
+        checksums = asyncio.get_running_loop().run_in_executor(self._thread, offers.checksums, block_ids)
         hop = job.hop + 1
         request = one.claim.taken.request
-        offer = offers.open(request, job.choice, hop, block_ids, sequence.num_computed_tokens, checksums)
+        offer = offers.open(request, job.choice, hop, block_ids, sequence.num_computed_tokens)
         again = DecodeJob(job.request_id, job.choice, hop, offer.handle, one.attempt)
-        if not await self._intake.hand_over(one.claim, again, Phase.DECODE_QUEUED):
+        is_handed_over, _ = await asyncio.gather(
+            self._intake.hand_over(one.claim, again, Phase.DECODE_QUEUED), offers.put_checksums(offer, checksums)
+        )
+        if not is_handed_over:
             offers.close(offer.transfer_id)
         return offer
 

@@ -1,5 +1,6 @@
 """Where a decode worker's KV lies: in memory that others can pull from, if that can be had, else in its own."""
 
+from engine.block_growth import first_blocks
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from kv_transfer.checksum import start_summer
@@ -33,6 +34,7 @@ def open_pool(settings: Settings, worker_id: str, loaded: LoadedModel) -> tuple[
                 layout_hash=layout.hash(loaded.model.model_hash),
                 max_offers=settings.decode.max_running,
                 summer=start_summer(settings.kv_transfer, device),
+                first_blocks=first_blocks(settings.kv, layout.block_bytes, num_blocks),
                 reach_hosts=False,  # who pulls from a stopping worker is on its host, or computes again
             )
         except DeviceError as error:

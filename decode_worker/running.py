@@ -11,9 +11,14 @@ from messages import DecodeJob, PrefillJob
 class Running:
     """A claimed job and its sequence."""
 
-    claim: Claim[DecodeJob]
+    claim: Claim[DecodeJob] | Claim[PrefillJob]
     sequence: Sequence
     is_suspect: bool = False  # workers died on it: its first step is made alone
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens whose KV is yet to be computed."""
+        return self.sequence.num_tokens - self.sequence.num_computed_tokens
 
     @property
     def attempt(self) -> int:
@@ -22,4 +27,5 @@ class Running:
 
     def prefill_job(self, hop: int) -> PrefillJob:
         """The job by which prefill computes it again."""
-        return PrefillJob(self.claim.job.request_id, self.claim.job.choice, hop, self.attempt)
+        job = self.claim.job
+        return PrefillJob(job.request_id, job.choice, hop, self.attempt, self.sequence.num_output_tokens)

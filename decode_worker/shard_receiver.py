@@ -78,8 +78,6 @@ class ShardReceiver:
                 raise KVTransferFailed(
                     f"pool {handle.pool[:160]}: where its ranks are is said of another pool or epoch"
                 )
-        if len(handle.checksums) not in (0, handle.num_ranks):
-            raise KVTransferFailed(f"{len(handle.checksums)} checksums in a handle of {handle.num_ranks} ranks")
         try:
             cuts = self._split.cuts(handle.num_ranks, self._shard.num_ranks, self._shard.rank)
         except ValueError as error:
@@ -99,8 +97,16 @@ class ShardReceiver:
             receiver.close()
 
 
-def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedModel) -> ShardReceiver:
-    """What pulls into a pool for this model, over every transport there is here. Raises DeviceError, ConfigError."""
+def start_receiver(
+    settings: TransferSettings,
+    worker_id: str,
+    loaded: LoadedModel,
+    between_slices: Callable[[], object] | None = None,
+) -> ShardReceiver:
+    """What pulls into a pool for this model, over every transport there is here; `between_slices`: see MappedPuller.
+
+    Raises DeviceError, ConfigError.
+    """
     model, layout = loaded.model, loaded.layout
     driver, place = start_driver(settings, model.device)
     self_test(driver)
@@ -120,6 +126,7 @@ def start_receiver(settings: TransferSettings, worker_id: str, loaded: LoadedMod
             require=settings.require,
             cut=cut,
             summer=summer,
+            between_slices=between_slices,
         )
 
     return ShardReceiver(split, model.communicator.shard, open_receiver, loaded.ranks)
@@ -135,5 +142,4 @@ def _of_rank(handle: KVHandle, export: PoolExport | None, rank: int) -> KVHandle
     pool = _rank_of(export, rank)
     if rank == 0 or pool is None:
         return handle
-    checksums = handle.checksums[rank : rank + 1]
-    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch, checksums=checksums)
+    return msgspec.structs.replace(handle, pool=pool.pool, pool_epoch=pool.pool_epoch)

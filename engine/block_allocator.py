@@ -31,6 +31,13 @@ class BlockAllocator:
         """Number of holders."""
         return self._ref_counts[block_id]
 
+    def extend(self, num_blocks: int) -> None:
+        """From here on there are so many, not fewer than before; the new ones are used last."""
+        assert num_blocks >= self.num_blocks
+        self._free[:0] = range(num_blocks - 1, self.num_blocks - 1, -1)
+        self._ref_counts += [0] * (num_blocks - self.num_blocks)
+        self.num_blocks = num_blocks
+
     def watch(self, watcher: Callable[[int], None]) -> None:
         """Calls `watcher(block_id)` when a block goes from one holder to two or from two to one. One watcher only."""
         assert self._watcher is None, "the allocator is watched already"

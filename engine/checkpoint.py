@@ -83,6 +83,20 @@ class Checkpoint:
         """Names of the tensors that nobody took."""
         return sorted(self._left)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all its files."""
+        return sum((self.model_dir / name).stat().st_size for name in self._files)
+
+    def identity(self) -> str:
+        """Which files these are, without reading them: two trainings with the same norms have one `hash`."""
+        told = []
+        for name in sorted(self._files):
+            path = (self.model_dir / name).resolve()
+            status = path.stat()
+            told.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
     def hash(self) -> str:
         """Hex digest of config.json, of every tensor's name, type and shape, and of the content of the small ones.
 

@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import freed_memory
 from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
+from engine.packed_weights import PackedWeights
 from engine.pool_size import num_blocks_of
 from engine.ranks import Ranks
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from kernels import cpu_build
+from kernels.cores import open_ledger, use_cores
 from kernels.panels import Kind
 from messages import DeviceError, Role
 from settings import Settings
@@ -61,18 +64,22 @@ def load_part(
     device = _device(settings, shard)
     model_dir = resolve_model(settings.model, report)
     if device.type == "cpu":
-        cpu_build.load(settings.model.cache_dir, report)
+        library = cpu_build.load(settings.model.cache_dir, report)
+        if library is not None:
+            use_cores(library, torch.get_num_threads(), open_ledger())
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
     ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
     communicator = join(device)
-    model = load_model(
-        model_dir,
-        dtype,
-        device,
-        lambda share: report(f"loading weights {share:.0%}"),
-        communicator,
-        KINDS.get(settings.model.weights),
-    )
+    packed = None
+    if device.type == "cpu" and settings.model.share_weights:
+        directory = settings.model.weights_dir or settings.model.cache_dir / "weights"
+        packed = PackedWeights(directory.expanduser(), report)
+
+    def progress(share: float) -> None:
+        report(f"loading weights {share:.0%}")
+
+    model = load_model(model_dir, dtype, device, progress, communicator, KINDS.get(settings.model.weights), packed)
+    freed_memory.give_back()  # what packing needed: half a gigabyte for a model of 135 million floats
     quantization = model.config.quantization
     if quantization is not None and device.type == "cpu":
         report(

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig
-from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
+from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, SingleRank
+from kernels.decoder_step import StepDecoder, StepLayer, StepLinear, StepRows
 from kernels.ops import LinearWeight, Ops, PrefillMeta
+from kernels.panels import PanelMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,10 @@ class Model:
         self._slice = ModelSlice.of(config, self.communicator.shard)
         self._weights = weights
         self._ops = ops
+        self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin of the first positions, for whole steps
         self._inverse_frequencies = config.rope.inverse_frequencies(config.head_dim).to(device)
         self._scale = config.head_dim**-0.5
+        self._whole_step = self._find_whole_step()
 
     @property
     def is_reward(self) -> bool:
@@ -97,6 +101,20 @@ class Model:
     def needs_clean_tails(self) -> bool:
         """Whether the unwritten end of a sequence's last block must hold finite numbers."""
         return self._ops.needs_clean_tails
+
+    @property
+    def has_whole_steps(self) -> bool:
+        """Whether `step` is how this model computes; else it is `forward` and `logits`."""
+        return self._whole_step is not None
+
+    def step(self, rows: StepRows, pool: KVPool) -> tuple[Tensor, Tensor | None]:
+        """Compute tokens and write their KV, all in one call.
+
+        -> [wanted, hidden], before the final norm; float32 [wanted, vocab], or None for a reward model
+        """
+        assert self._whole_step is not None, "not every model has whole steps"
+        cos, sin = self._angles_to(max(rows.positions))
+        return self._whole_step(rows, cos, sin, pool.tensor)
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
@@ -143,6 +161,46 @@ class Model:
             out = self._linear(F.relu(out), linear)
         return out.squeeze(-1).float()
 
+    def _find_whole_step(self) -> Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None:
+        """The ops table's, where it has one for a model like this, whole in this process and its weights in panels."""
+        make, weights, config = self._ops.whole_step, self._weights, self.config
+        if make is None or self.communicator.shard != WHOLE:
+            return None
+        layers = []
+        for layer, window in zip(weights.layers, config.sliding_windows, strict=True):
+            linears = [_in_panels(linear) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+            if any(linear is None for linear in linears):
+                return None
+            qkv, output, gate_up, down = (linear for linear in linears if linear is not None)
+            layers.append(
+                StepLayer(
+                    input_norm=layer.input_norm,
+                    query_norm=layer.q_norm,
+                    key_norm=layer.k_norm,
+                    post_norm=layer.post_norm,
+                    qkv=qkv,
+                    output=output,
+                    gate_up=gate_up,
+                    down=down,
+                    sliding_window=window,
+                )
+            )
+        return make(
+            StepDecoder(
+                layers=layers,
+                embedding=weights.embedding,
+                final_norm=weights.final_norm,
+                head=None if self.is_reward else _in_panels(weights.head[0]),
+                hidden_size=config.hidden_size,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                intermediate_size=config.intermediate_size,
+                rms_norm_eps=config.rms_norm_eps,
+                scale=self._scale,
+            )
+        )
+
     def _attention(
         self,
         layer: int,
@@ -169,6 +227,13 @@ class Model:
         factor = self.config.rope.attention_factor
         return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
 
+    def _angles_to(self, position: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions 0 to `position` and more, [positions, head_dim] each."""
+        if self._angles is None or len(self._angles[0]) <= position:
+            # In powers of two: 256 KB at 1024 positions, 32 MB at 131,072.
+            self._angles = self._rotation(torch.arange(max(1024, 1 << position.bit_length())))
+        return self._angles
+
     def _add_norm(self, added: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(norm of the new residual, the new residual); there is nothing to add before the first layer."""
         if added is None:
@@ -180,6 +245,10 @@ class Model:
 
     def _linear(self, x: Tensor, linear: Linear) -> Tensor:
         return self._ops.linear(x, linear.weight, linear.bias)
+
+
+def _in_panels(linear: Linear) -> StepLinear | None:
+    return StepLinear(linear.weight, linear.bias) if isinstance(linear.weight, PanelMatrix) else None
 
 
 LoadProgress = Callable[[float], None]  # is told the share of the weights that is loaded, 0..1

@@ -19,6 +19,7 @@ from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
 from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
+from kernels.decoder_step import StepRows
 from kernels.ops import PrefillMeta
 
 __all__ = ["ModelRunner", "PrefillChunk", "alone"]
@@ -97,6 +98,8 @@ class ModelRunner:
     @torch.inference_mode()
     def compute(self, step: Step) -> Tensor:
         """This rank's part of a step. -> float32 [num_wanted, vocab], or [num_chunks] scores; the same in every rank"""
+        if self.model.has_whole_steps:
+            return self._compute_whole(step)
         if isinstance(step, DecodeStep):
             if self._graphs is not None and self._graphs.can_run(step.rows):
                 return self._graphs.run(step.rows)
@@ -107,6 +110,29 @@ class ModelRunner:
         if not step.ends:  # the head is worth sparing
             return hidden.new_empty((0, self.model.config.vocab_size), dtype=torch.float32)
         return self.model.logits(hidden[step.ends])
+
+    def _compute_whole(self, step: Step) -> Tensor:
+        """What `compute` returns, in one call."""
+        rows = step.rows
+        if isinstance(rows, DecodeRows):
+            starts, contexts, wanted = list(range(len(rows) + 1)), rows.positions, list(range(len(rows)))
+        else:
+            starts, contexts = rows.cu_seqlens_q, rows.context_lens
+            wanted = [rows.last_tokens[end] for end in step.ends] if isinstance(step, PrefillStep) else rows.last_tokens
+        hidden, logits = self.model.step(
+            StepRows(
+                token_ids=rows.token_ids,
+                positions=rows.positions,
+                slots=rows.slots,
+                starts=starts,
+                contexts=contexts,
+                block_tables=rows.block_tables,
+                wanted=wanted,
+                is_prefill=not isinstance(step, DecodeStep),
+            ),
+            self.pool,
+        )
+        return self.model.score(hidden) if logits is None else logits
 
     def _forward_rows(self, rows: DecodeRows) -> Tensor:
         """-> [num_seqs, hidden]"""

@@ -15,13 +15,18 @@ PR_SET_PDEATHSIG = 1
 CANNOT_EXECUTE = 127  # what a shell exits with
 
 
-def main(parent_pid: int, command: list[str]) -> None:
-    """Exec `command`, to be killed with its parent. Exits when the parent is gone already or nothing can be run."""
+def die_with_parent(parent_pid: int) -> None:
+    """From here on the kernel kills this process with its parent. Exits when that one is gone already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent_pid:  # it died before prctl: the signal would never come
         sys.exit(1)
+
+
+def main(parent_pid: int, command: list[str]) -> None:
+    """Exec `command`, to be killed with its parent. Exits when the parent is gone already or nothing can be run."""
+    die_with_parent(parent_pid)
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.penalties import SamplingRow, apply_penalties, changes_logits
 from engine.philox import gumbel, random_words, random_words_at
 from engine.truncation import kept_ids, truncates
+from kernels.greedy import greedy
 from messages import SamplingParams
 
 __all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample", "select_sampler", "to_sampled"]
@@ -81,9 +82,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
     if rest:
         own = logits[rest].float()  # indexing copies them
         apply_penalties(own, [rows[index] for index in rest])
-        greedy = [place for place, index in enumerate(rest) if is_greedy(rows[index].params)]
+        certain = [place for place, index in enumerate(rest) if is_greedy(rows[index].params)]
         drawn = [place for place, index in enumerate(rest) if not is_greedy(rows[index].params)]
-        sampled |= zip((rest[place] for place in greedy), _greedy(_pick(own, greedy)), strict=True)
+        sampled |= zip((rest[place] for place in certain), _greedy(_pick(own, certain)), strict=True)
         draws = _draw(_pick(own, drawn), [rows[rest[place]] for place in drawn])
         sampled |= zip((rest[place] for place in drawn), draws, strict=True)
     return [sampled[index] for index in range(len(rows))]
@@ -98,10 +99,8 @@ def _greedy(logits: Tensor) -> list[Sampled]:
     """The largest logit of each row; argmax takes the first of equals. logits: [R, V]."""
     if not len(logits):
         return []
-    token_ids = logits.argmax(dim=-1, keepdim=True)
-    # log_softmax works row by row; a sum over one long row is split between threads and rounds by batch size.
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, token_ids)
-    return to_sampled(token_ids.squeeze(-1).tolist(), logprobs.squeeze(-1).tolist())
+    token_ids, logprobs = greedy(logits)
+    return to_sampled(token_ids.tolist(), logprobs.tolist())
 
 
 def _draw(logits: Tensor, rows: list[SamplingRow]) -> list[Sampled]:

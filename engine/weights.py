@@ -15,6 +15,7 @@ from engine.checkpoint import Checkpoint
 from engine.gguf_codes import CodesFile
 from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
 from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.packed_weights import SMALLEST_BYTES, PackedWeights
 from engine.quantization import WeightFormat
 from engine.quantized_weights import is_quantized, take_quantized
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
@@ -34,10 +35,12 @@ def load_model(
     progress: LoadProgress | None = None,
     communicator: Communicator | None = None,
     kind: Kind | None = None,
+    packed: PackedWeights | None = None,
 ) -> Model:
     """Read the model of a Hugging Face directory, or `communicator`'s part of it. `dtype` None: the checkpoint's own.
 
-    `kind` is what linears are quantized to; None: not at all.
+    `kind` is what linears are quantized to; None: not at all. `packed`: where packed weights are shared with other
+    workers of this host.
 
     `progress` is told the share that is loaded, ending with 1.0. Raises ModelError when the model is not supported,
     or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
@@ -57,13 +60,28 @@ def load_model(
             communicator,
             kind,
         )
-        weights = loader.load()
-    unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config, checkpoint)]
-    if unexpected:
-        raise ModelError(f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}")
+
+        def make() -> ModelWeights:
+            weights = loader.load()
+            unexpected = [name for name in checkpoint.untaken() if not _may_be_ignored(name, config, checkpoint)]
+            if unexpected:
+                raise ModelError(
+                    f"{model_dir} holds tensors that {config.architecture} has no use for: {unexpected[:5]}"
+                )
+            return weights
+
+        # Weights of another kind are another model: KV of one is not to be decoded by the other.
+        model_hash = checkpoint.hash() if kind is None else f"{kind.name.lower()}-{checkpoint.hash()}"
+        layout = loader.ops.weights_layout
+        if packed is None or not layout or checkpoint.num_bytes < SMALLEST_BYTES:
+            weights = make()
+        else:
+            key = f"{layout} {dtype} {communicator.shard} {model_hash} {checkpoint.identity()}"
+            weights = packed.get(key, make)
+            loader.ops = select_ops(device, dtype)  # whose packer holds no memory, as the one that packed does
     if progress is not None:
         progress(1.0)
-    return Model(config, weights, loader.ops, dtype, device, checkpoint.hash(), communicator)
+    return Model(config, weights, loader.ops, dtype, device, model_hash, communicator)
 
 
 def _may_be_ignored(name: str, config: ModelConfig, checkpoint: Checkpoint) -> bool:

@@ -5,7 +5,6 @@ ctypes lets go of the GIL meanwhile. No result depends on the number of threads 
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import c_int
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,7 @@ class PanelLinear:
     dtype = torch.bfloat16
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._linear = native_function(library, "linear", [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE, c_int])
+        self._linear = native_function(library, "linear", [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE])
         self.packer = Packer(library)
 
     def pack(self, weight: Tensor) -> PanelMatrix:
@@ -58,7 +57,6 @@ class PanelLinear:
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             rows,
-            torch.get_num_threads(),
         )
         del native
         return out
@@ -70,9 +68,9 @@ class FloatLinear:
     dtype = torch.float32
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        signature = [_POINTER, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3, c_int]
+        signature = [_POINTER, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3]
         self._linear = native_function(library, "linear_f32", signature)
-        self._pack = native_function(library, "linear_pack_f32", [_POINTER, _POINTER, _SIZE, _SIZE, c_int])
+        self._pack = native_function(library, "linear_pack_f32", [_POINTER, _POINTER, _SIZE, _SIZE])
 
     def pack(self, weight: Tensor) -> PanelWeight:
         """weight: [out, in] -> what `linear` takes"""
@@ -80,7 +78,7 @@ class FloatLinear:
         outs, ins = weight.shape
         weight = weight.contiguous()
         panels = torch.empty(-(-outs // FLOAT_PANEL_OUTPUTS), ins, FLOAT_PANEL_OUTPUTS)
-        self._pack(weight.data_ptr(), panels.data_ptr(), ins, outs, torch.get_num_threads())
+        self._pack(weight.data_ptr(), panels.data_ptr(), ins, outs)
         return PanelWeight(panels, outs)
 
     def linear(self, x: Tensor, weight: PanelWeight, bias: Tensor | None) -> Tensor:
@@ -99,6 +97,5 @@ class FloatLinear:
             rows,
             ins,
             outs,
-            torch.get_num_threads(),
         )
         return out

@@ -17,7 +17,7 @@ B=1 takes 20 to 27 ms.
 """
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -31,14 +31,14 @@ SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 _POINTER, _SIZE = c_void_p, c_int64
 _SIGNATURES: dict[str, list[type]] = {
-    "rms_norm": [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, c_float, c_int],
-    "rope": [_POINTER, _SIZE, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3, c_int],
-    "silu_mul": [_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, c_int],
+    "rms_norm": [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, c_float],
+    "rope": [_POINTER, _SIZE, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3],
+    "silu_mul": [_POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
     "kv_write": [*[_POINTER, _SIZE, _SIZE] * 2, _POINTER, _POINTER, _SIZE, _POINTER, *[_SIZE] * 4],
     "attention_decode": [
         *[_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER],
         *[_SIZE] * 5,
-        *[c_float, _SIZE, c_int],
+        *[c_float, _SIZE],
     ],
 }
 
@@ -72,7 +72,6 @@ class CpuOps:
             inner,
             size,
             eps,
-            torch.get_num_threads(),
         )
         return out
 
@@ -109,7 +108,6 @@ class CpuOps:
             tokens,
             heads,
             head_dim,
-            torch.get_num_threads(),
         )
         return out
 
@@ -119,9 +117,7 @@ class CpuOps:
         rows, doubled = gate_up.shape
         assert gate_up.stride(1) == 1 and doubled % 2 == 0
         out = torch.empty(rows, doubled // 2, dtype=self.dtype)
-        self._silu_mul(
-            gate_up.data_ptr(), gate_up.stride(0), out.data_ptr(), rows, doubled // 2, torch.get_num_threads()
-        )
+        self._silu_mul(gate_up.data_ptr(), gate_up.stride(0), out.data_ptr(), rows, doubled // 2)
         return out
 
     def kv_write(self, k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -204,7 +200,6 @@ class CpuOps:
             head_dim,
             scale,
             sliding_window or 0,
-            torch.get_num_threads(),
         )
         return out
 

@@ -16,12 +16,15 @@ from torch import Tensor
 from kernels import cpu_build, packed_linear, reference
 from kernels.cpu_linear import FloatLinear, PanelLinear, PanelWeight
 from kernels.cpu_ops import SUFFIXES, CpuOps
+from kernels.decoder_step import DecoderStep, StepDecoder, StepRows, takes
 from kernels.packed_linear import TwofoldWeight
 from kernels.panels import Packer, PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
 LinearWeight = Tensor | TwofoldWeight | PanelWeight | PanelMatrix | QuantizedWeight
+# rows, cos, sin, pool -> hidden, logits: see `kernels.decoder_step.DecoderStep`
+WholeStep = Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
@@ -41,10 +44,15 @@ class Ops:
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
+    # A whole decoder's steps as one call each, where there is that; weights of other kinds than panels go without.
+    whole_step: Callable[[StepDecoder], WholeStep | None] | None = None
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
     takes_quantized: bool = False
+    # What `pack_linear` makes, by name: where names are equal, so are the bytes, and others may map them from a file.
+    # Empty: they mean nothing outside this process.
+    weights_layout: str = ""
     # What packs weights of 8 and 4 bits that `linear` takes too, where it does.
     packer: Packer | None = None
 
@@ -80,9 +88,14 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     """The C++ kernels of `kernels/cpu/`: float32 or bfloat16 on this machine's CPU."""
     kernels = CpuOps(library, dtype)
     linears = FloatLinear(library) if dtype == torch.float32 else PanelLinear(library)
+
+    def whole_step(decoder: StepDecoder) -> WholeStep | None:
+        return DecoderStep(library, decoder) if takes(decoder) else None
+
     return Ops(
         pack_linear=linears.pack,
         linear=linears.linear,
+        whole_step=whole_step,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         rope=kernels.rope,
@@ -92,4 +105,6 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
         attention_prefill=kernels.attention_prefill,
         attention_decode=kernels.attention_decode,
         packer=linears.packer if isinstance(linears, PanelLinear) else None,
+        # Any change of the sources may change what panels are.
+        weights_layout=f"panels {cpu_build.source_key()}",
     )

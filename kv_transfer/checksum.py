@@ -1,7 +1,7 @@
-"""Whether the bytes that arrived are the bytes that were offered: one checksum per offer and pool, in its handle.
+"""Whether the bytes that arrived are the bytes that were offered: one checksum per offer and pool, in the pool's head.
 
-The owner sums its blocks when they are filled, the puller sums what it writes while it copies, so that neither reads a
-byte twice on the way from one to the other. It finds what generations cannot: bytes that changed on the way, and an
+The owner sums its blocks while the offer is on its way, the puller sums what it writes while it copies, so that neither
+reads a byte twice and nobody waits. It finds what generations cannot: bytes that changed on the way, and an
 owner that wrote into blocks it still offered. Whole blocks only: where ranks are cut differently on the two sides, the
 parts that a rank pulls are not summed. Knows blocks and handles; knows no transport.
 """
@@ -21,10 +21,9 @@ from settings import TransferSettings
 class RunningChecksum:
     """The checksum of one pull's blocks in their order, as they are copied."""
 
-    def __init__(self, compiled: CpuBlockSums | None, block_bytes: int, expected: int) -> None:
+    def __init__(self, compiled: CpuBlockSums | None, block_bytes: int) -> None:
         self.compiled = compiled
         self._block_bytes = block_bytes
-        self._expected = expected
         self._digest = hashlib.blake2b(digest_size=8)
 
     def copy(self, source: Bytes, source_ids: Sequence[int], target: Bytes, target_ids: Sequence[int]) -> None:
@@ -36,9 +35,9 @@ class RunningChecksum:
         """Sum the next blocks where they have been copied to. target: uint8, 1-D."""
         self._add(_sums(self.compiled, target, block_ids, self._block_bytes))
 
-    def check(self, transfer_id: str) -> None:
+    def check(self, transfer_id: str, expected: int) -> None:
         """After the last block. Raises KVTransferFailed."""
-        if self.value != self._expected:
+        if self.value != expected:
             raise KVTransferFailed(f"transfer {transfer_id[:80]}: other bytes have arrived than were offered")
 
     @property
@@ -58,15 +57,15 @@ class BlockSummer:
 
     def checksum(self, memory: torch.Tensor, block_ids: Sequence[int], block_bytes: int) -> int:
         """Of an offer of these blocks. memory: uint8, 1-D, the owner's pool."""
-        running = RunningChecksum(self._compiled, block_bytes, 0)
+        running = RunningChecksum(self._compiled, block_bytes)
         running.add(memory, block_ids)
         return running.value
 
     def begin(self, handle: KVHandle, cut: BlockCut) -> RunningChecksum | None:
         """For a pull of the handle's blocks; None where there is nothing to compare with."""
-        if not handle.checksums or not cut.is_whole:
+        if not handle.is_summed or not cut.is_whole:
             return None
-        return RunningChecksum(self._compiled, cut.source_block_bytes, handle.checksums[0])
+        return RunningChecksum(self._compiled, cut.source_block_bytes)
 
 
 def start_summer(settings: TransferSettings, device: torch.device) -> BlockSummer | None:

@@ -33,8 +33,8 @@ class CudaIpcDriver:
         # What is imported, by id of its segment: address, bytes, and whether it was opened (our own pool needs not be).
         self._imported: dict[int, tuple[int, int, bool]] = {}
 
-    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int) -> Segment:
-        """See Driver."""
+    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int, first_bytes: int | None = None) -> Segment:
+        """See Driver. All of it: cuMemAlloc cannot grow what was exported."""
         segment = create_segment(worker_id, head_bytes, self.directory)
         whole = -(-data_bytes // _ALLOCATION_BYTES) * _ALLOCATION_BYTES
         try:
@@ -47,6 +47,9 @@ class CudaIpcDriver:
         segment.mapping[MEMORY_HANDLE_PLACE : MEMORY_HANDLE_PLACE + len(handle)] = handle
         self._own[segment.name] = pointer, data_bytes
         return segment
+
+    def reserve(self, pool: Segment, head_bytes: int, start: int, stop: int) -> None:
+        """See Driver. It is there."""
 
     def free(self, pool: Segment) -> None:
         """See Driver."""

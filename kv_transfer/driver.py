@@ -29,8 +29,14 @@ class Driver(Protocol):
     def kind(self) -> str:
         """The transport's name in settings, logs and metrics."""
 
-    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int) -> Segment:
-        """Memory for a pool, reserved and zeroed. Raises DeviceError when there is not enough."""
+    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int, first_bytes: int | None = None) -> Segment:
+        """Memory for a pool, zeroed and reserved: all of it, or where it can grow the first bytes of its data.
+
+        Raises DeviceError when there is not enough.
+        """
+
+    def reserve(self, pool: Segment, head_bytes: int, start: int, stop: int) -> None:
+        """Have these bytes of the data too. Raises DeviceError when there is not enough."""
 
     def free(self, pool: Segment) -> None:
         """The owner gives the pool up: its name is gone, mappings of others stay valid. Harmless when repeated."""

@@ -35,9 +35,16 @@ class ExportedPool:
         max_offers: int,
         summer: BlockSummer | None = None,
         reach_hosts: bool = True,
+        first_blocks: int | None = None,
     ) -> None:
-        """`reach_hosts`: whether other hosts can pull too, where `settings` have a network. Raises DeviceError."""
-        self.sender = KVSender.create(worker_id, num_blocks, block_bytes, layout_hash, max_offers, driver, summer)
+        """`first_blocks`: see `KVSender.create`. `reach_hosts`: whether other hosts can pull too, where
+        `settings` have a network.
+
+        Raises DeviceError.
+        """
+        self.sender = KVSender.create(
+            worker_id, num_blocks, block_bytes, layout_hash, max_offers, driver, summer, first_blocks
+        )
         self._exporters: list[Exporter] = []
         try:
             if reach_hosts:

@@ -10,9 +10,10 @@ mapped already, or its name not swept yet. A pool that is neither is "gone".
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,8 +23,11 @@ from kv_transfer.driver import Driver
 from kv_transfer.faults import TransferFaults
 from kv_transfer.offer_check import check_offer, check_still_offered
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
+from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.segment import Segment
 from messages import KVHandle, KVTransferFailed, PoolExport
+
+SLICE_BYTES = 8 << 20  # copied at a stretch where somebody computes beside; about a millisecond
 
 
 @dataclass(eq=False, slots=True)
@@ -45,8 +49,11 @@ class MappedPuller:
         *,
         summer: BlockSummer | None = None,
         faults: TransferFaults | None = None,
+        between_slices: Callable[[], object] | None = None,
     ) -> None:
+        """`between_slices`: called on the pulling thread, so that a large copy lets others have the cores."""
         self._driver = driver
+        self._between_slices = between_slices
         self._summer, self._faults = summer, faults
         self._layout_digest = layout_digest(layout_hash)
         self._cut = cut
@@ -84,9 +91,26 @@ class MappedPuller:
                 self._faults.after_copy()
             check_still_offered(handle, mapping.head)
             if checksum is not None:
-                checksum.check(handle.transfer_id)
+                is_alive = partial(self._driver.is_owner_alive, mapping.pool)
+                checksum.check(handle.transfer_id, wait_for_sum(handle, mapping.head, is_alive))
 
     def _copy(
+        self,
+        mapping: _Mapping,
+        target: torch.Tensor,
+        theirs: Sequence[int],
+        ours: Sequence[int],
+        checksum: RunningChecksum | None,
+    ) -> None:
+        step = len(theirs)
+        if self._between_slices is not None:
+            step = max(1, SLICE_BYTES // self._cut.source_block_bytes)
+        for first in range(0, len(theirs), max(1, step)):
+            if first and self._between_slices is not None:
+                self._between_slices()
+            self._copy_slice(mapping, target, theirs[first : first + step], ours[first : first + step], checksum)
+
+    def _copy_slice(
         self,
         mapping: _Mapping,
         target: torch.Tensor,

@@ -15,6 +15,7 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import torch
@@ -26,6 +27,7 @@ from kv_transfer.faults import TransferFaults
 from kv_transfer.nixl_agent import NixlAgent, Piece, Registered, RemoteMemory, Unfinished
 from kv_transfer.offer_check import OfferGone, check_offer, check_places
 from kv_transfer.pool_export import PoolHead, layout_digest
+from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.staging import unstage
 from messages import DeviceError, KVHandle, KVTransferFailed, PoolExport
 
@@ -153,7 +155,8 @@ class NixlPuller:
                 self._refresh(owner, handle)
                 check_offer(handle, owner.head)
                 if checksum is not None:
-                    checksum.check(handle.transfer_id)
+                    refresh = partial(self._refresh, owner, handle)
+                    checksum.check(handle.transfer_id, wait_for_sum(handle, owner.head, refresh=refresh))
         except OfferGone:
             raise
         except KVTransferFailed:

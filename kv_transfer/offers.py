@@ -6,7 +6,7 @@ model.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from kv_transfer.seal import Seal
@@ -53,8 +53,12 @@ class Offers:
         return offer.transfer_id in self._open
 
     def checksums(self, block_ids: list[int]) -> tuple[int, ...]:
-        """Of filled blocks, for `open`; reads them all."""
+        """Of filled blocks, for `put_checksums`; reads them all."""
         return self._sender.checksums(block_ids)
+
+    async def put_checksums(self, offer: Offer, checksums: Awaitable[tuple[int, ...]]) -> None:
+        """Say what the offer's blocks hold, once it is known; who pulls them waits for it."""
+        self._sender.put_checksums(offer.transfer_id, await checksums)
 
     def open(
         self,
@@ -63,10 +67,9 @@ class Offers:
         hop: int,
         block_ids: list[int],
         num_tokens: int,
-        checksums: tuple[int, ...],
     ) -> Offer:
-        """Offer `block_ids`, which become the offer's to free, to whoever takes this job."""
-        handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens, checksums)
+        """Offer `block_ids`, which become the offer's to free, to whoever takes this job. `put_checksums` follows."""
+        handle = self._sender.offer(uuid.uuid4().hex, block_ids, num_tokens, sums_follow=True)
         handle = self._seal.seal_handle(handle, request.request_id, choice, hop)
         offer = Offer(handle, request, choice, hop)
         self._open[offer.transfer_id] = offer

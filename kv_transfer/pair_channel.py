@@ -49,6 +49,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     refusal: str = ""  # empty: yes
     is_gone: bool = False  # the offer does not stand, however one asks
     max_blocks: int = 0  # in one message of the group, at most the request's
+    checksum: int | None = None  # after the blocks: what the owner says that they hold, if the handle promises it
 
 
 ChannelMessage = Hello | StoreEntry | Request | Answer

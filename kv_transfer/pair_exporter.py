@@ -22,6 +22,7 @@ from kv_transfer.offer_check import OfferGone, check_offer
 from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
 from kv_transfer.pair_group import Backend, PairGroup, check_backend
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
+from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.staging import StagingBuffers
 from messages import DeviceError, KVHandle, KVTransferFailed
 from telemetry import get_logger
@@ -171,10 +172,11 @@ class PairExporter:
         self._staging.give_back(staging)
         try:
             self._check(handle)
+            checksum = wait_for_sum(handle, self._head) if handle.is_summed else None
         except KVTransferFailed as error:
             channel.send(_refusal(error))
         else:
-            channel.send(Answer())
+            channel.send(Answer(checksum=checksum))
 
     def _check(self, handle: KVHandle) -> None:
         """Raises KVTransferFailed unless the handle is one of this pool and its offer stands right now."""

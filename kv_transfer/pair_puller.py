@@ -96,9 +96,11 @@ class PairPuller:
             self._staging.give_back(staging)
             if self._faults is not None:
                 self._faults.after_copy()
-            _agreed(channel)
+            expected = _agreed(channel).checksum
         if checksum is not None:
-            checksum.check(handle.transfer_id)
+            if expected is None:
+                raise KVTransferFailed(f"pool {export.pool}: its owner does not say what was offered")
+            checksum.check(handle.transfer_id, expected)
 
     def prune(self) -> int:
         """See Puller."""

@@ -12,9 +12,11 @@ The head is written by the owner alone and read by anybody. All fields are 8-byt
          48-63  zero
     64 + 8*s    generation of slot s: odd while an offer stands, even while none does
     64 + 8*s+1  digest of what is offered in slot s (worker and transfer id, tokens, ranks, epoch, block ids)
-         + 2-7  zero: nobody's cache line but the slot's
+        64 + 8*s+2  generation of the offer whose checksum follows; any other while there is none
+    64 + 8*s+3  checksum of what is offered in slot s (checksum.py)
+     + 4-7  zero: nobody's cache line but the slot's
 
-What the offered bytes are (checksum.py) and who says so (seal.py) stands in the handle.
+Who says so (seal.py) stands in the handle, and whether there will be a checksum: it comes after the offer.
 
 Ordering. A word is stored and loaded by one aligned 8-byte move, never torn. The owner fills blocks, writes the digest,
 fences, makes the generation odd; to withdraw it makes it even, fences, and only then lets the blocks be reused. The
@@ -35,7 +37,7 @@ import numpy as np
 
 from messages import KVTransferFailed
 
-VERSION = 1
+VERSION = 2
 _MAGIC = int.from_bytes(b"pdqkvpol", "little")
 _HEADER_WORDS = 64
 _SLOT_WORDS = 8
@@ -162,6 +164,22 @@ class PoolHead:
     def digest(self, slot: int) -> int:
         """The digest of what stands in the slot."""
         return self._words[_HEADER_WORDS + slot * _SLOT_WORDS + 1]
+
+    def checksum(self, slot: int, generation: int) -> int | None:
+        """Of the offer that stands, or stood, in the slot under this generation; None while it is not there."""
+        first = _HEADER_WORDS + slot * _SLOT_WORDS
+        if self._words[first + 2] != generation:
+            return None
+        fence()
+        return self._words[first + 3]
+
+    def put_checksum(self, slot: int, checksum: int) -> None:
+        """The owner has summed the blocks of the offer that stands in the slot."""
+        first = _HEADER_WORDS + slot * _SLOT_WORDS
+        assert self._words[first] % 2 == 1, f"slot {slot} is free"
+        self._words[first + 3] = checksum
+        fence()
+        self._words[first + 2] = self._words[first]
 
     def open_slot(self, slot: int, digest: int) -> int:
         """The owner's blocks are filled: let an offer of them stand. The new, odd generation."""

@@ -5,7 +5,7 @@ know where handles come from, nor whom to tell afterwards.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -43,16 +43,24 @@ class KVReceiver:
         cut: BlockCut | None = None,
         summer: BlockSummer | None = None,
         faults: TransferFaults | None = None,
+        between_slices: Callable[[], object] | None = None,
     ) -> None:
         """`block_bytes`: of the owner; `driver`: of the host's transport; `network`: pullers of other hosts;
         `require`: the only kind allowed; `cut`: what of a block is wanted, if not all of it; `summer`: compares what
-        arrives with the handle's checksum; `faults`: of the host's transport.
+        arrives with the handle's checksum; `faults`: of the host's transport; `between_slices`: see
+        MappedPuller.
         """
         self._layout_hash = layout_hash
         self._block_bytes = block_bytes
         self._cut = cut or whole_blocks(block_bytes)
         self._mapped = MappedPuller(
-            driver or ShmDriver(), layout_hash, self._cut, max_mappings, summer=summer, faults=faults
+            driver or ShmDriver(),
+            layout_hash,
+            self._cut,
+            max_mappings,
+            summer=summer,
+            faults=faults,
+            between_slices=between_slices,
         )
         self._pullers: dict[str, Puller] = {puller.kind: puller for puller in (self._mapped, *network)}
         self._place = place or Place(host_id())

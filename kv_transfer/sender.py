@@ -58,8 +58,11 @@ class KVSender:
         max_offers: int,
         driver: Driver | None = None,
         summer: BlockSummer | None = None,
+        first_blocks: int | None = None,
     ) -> "KVSender":
         """Allocate and export a pool of `num_blocks` blocks; with a `summer`, offers say what its blocks hold.
+
+        With `first_blocks` only these have memory; the others are to be reserved before they are used.
 
         Raises DeviceError when the memory is not there.
         """
@@ -69,8 +72,18 @@ class KVSender:
         # Never 0: a handle of zeros must not fit.
         epoch = secrets.randbelow(2**63 - 1) + 1
         shape = PoolShape(epoch, block_bytes, num_blocks, max_offers, layout_digest(layout_hash))
-        pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes)
+        first_bytes = None if first_blocks is None else first_blocks * block_bytes
+        pool = driver.alloc(worker_id, shape.head_bytes, shape.data_bytes, first_bytes)
         return cls(driver, worker_id, layout_hash, pool, PoolHead.write(pool.mapping, shape), summer)
+
+    def reserve(self, first: int, stop: int) -> None:
+        """Have memory for blocks first..stop. Raises DeviceError when there is none."""
+        shape = self._head.shape
+        self._driver.reserve(self._segment, shape.head_bytes, first * shape.block_bytes, stop * shape.block_bytes)
+
+    def num_reservable(self) -> int:
+        """For how many blocks there would be memory now, of a pool that grows."""
+        return self._segment.room_bytes() // self._head.shape.block_bytes
 
     @property
     def head(self) -> tuple[mmap.mmap, int]:
@@ -119,12 +132,15 @@ class KVSender:
         """Offers that can still be made."""
         return len(self._free_slots)
 
-    def checksums(self, block_ids: Sequence[int]) -> tuple[int, ...]:
-        """Of filled blocks, per rank; reads them all, so on another thread than the event loop's.
+    @property
+    def is_summing(self) -> bool:
+        """Whether offers get checksums. Not of a worker on several GPUs, as rank 0 cannot read the others' blocks."""
+        return self._summer is not None and not (self._followers and self._driver.device_of_memory.type != "cpu")
 
-        Empty where nothing is summed, and of a worker on several GPUs, as rank 0 cannot read the others' blocks.
-        """
-        if self._summer is None or (self._followers and self._driver.device_of_memory.type != "cpu"):
+    def checksums(self, block_ids: Sequence[int]) -> tuple[int, ...]:
+        """Of filled blocks, per rank; reads them all, so on another thread than the event loop's. Empty where nothing
+        is summed."""
+        if self._summer is None or not self.is_summing:
             return ()
         buffers = [
             self.buffer,
@@ -137,13 +153,14 @@ class KVSender:
         transfer_id: str,
         block_ids: Sequence[int],
         num_tokens: int,
-        checksums: tuple[int, ...] | None = None,
+        *,
+        sums_follow: bool = False,
     ) -> KVHandle:
         """Offer filled blocks; they must not change until the offer is withdrawn.
 
-        `checksums`: what `checksums` said of them; None: it is asked here. Raises KVTransferFailed when every slot is
-        taken or the sender is closed, ValueError for ids that are no blocks of this pool, the same block twice or a
-        transfer id that is on offer already.
+        `sums_follow`: the caller will `put_checksums`, which a puller waits for; else they are summed here. Raises
+        KVTransferFailed when every slot is taken or the sender is closed, ValueError for ids that are no blocks of this
+        pool, the same block twice or a transfer id that is on offer already.
         """
         shape = self._head.shape
         if not block_ids or not all(0 <= block_id < shape.num_blocks for block_id in block_ids):
@@ -152,8 +169,7 @@ class KVSender:
             )
         if len(set(block_ids)) != len(block_ids):
             raise ValueError(f"offer {transfer_id}: the same block twice among its {len(block_ids)} blocks")
-        if checksums is None:
-            checksums = self.checksums(block_ids)
+        checksums = () if sums_follow else self.checksums(block_ids)
         with self._lock:
             if self._is_closed:
                 raise KVTransferFailed(f"offer {transfer_id}: the pool is closed")
@@ -165,6 +181,7 @@ class KVSender:
             self._slots[transfer_id] = slot
             said = self.worker_id, transfer_id, num_tokens, block_ids, len(self._heads)
             generation = [head.open_slot(slot, offer_digest(*said, head.shape.epoch)) for head in self._heads][0]
+            self._put_checksums(slot, checksums)
         return KVHandle(
             transfer_id=transfer_id,
             worker_id=self.worker_id,
@@ -176,8 +193,14 @@ class KVSender:
             num_tokens=num_tokens,
             block_ids=list(block_ids),
             num_ranks=len(self._heads),
-            checksums=checksums,
+            is_summed=self.is_summing,
         )
+
+    def put_checksums(self, transfer_id: str, checksums: Sequence[int]) -> None:
+        """What `checksums` said of the offer's blocks; nothing happens if it was withdrawn meanwhile."""
+        with self._lock:
+            if transfer_id in self._slots:
+                self._put_checksums(self._slots[transfer_id], checksums)
 
     def withdraw(self, transfer_id: str) -> bool:
         """End an offer; when this returns its blocks may be reused, and a pull of them that still runs will fail.
@@ -203,6 +226,10 @@ class KVSender:
                 self._driver.free(self._segment)
                 for segment in self._followers:
                     segment.close()
+
+    def _put_checksums(self, slot: int, checksums: Sequence[int]) -> None:
+        for head, checksum in zip(self._heads, checksums, strict=bool(checksums)):
+            head.put_checksum(slot, checksum)
 
     def _close_slot(self, slot: int) -> None:
         for head in self._heads:

@@ -22,9 +22,14 @@ class ShmDriver:
     def __init__(self, directory: Path = SHM_DIRECTORY) -> None:
         self.directory = directory
 
-    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int) -> Segment:
+    def alloc(self, worker_id: str, head_bytes: int, data_bytes: int, first_bytes: int | None = None) -> Segment:
         """See Driver."""
-        return create_segment(worker_id, head_bytes + data_bytes, self.directory)
+        first = None if first_bytes is None else head_bytes + first_bytes
+        return create_segment(worker_id, head_bytes + data_bytes, self.directory, first)
+
+    def reserve(self, pool: Segment, head_bytes: int, start: int, stop: int) -> None:
+        """See Driver."""
+        pool.reserve(head_bytes + start, head_bytes + stop)
 
     def free(self, pool: Segment) -> None:
         """See Driver."""

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from broker.client import Broker
@@ -17,13 +16,13 @@ from broker.intake import Claim, Intake
 from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
+from engine.block_growth import first_blocks, growth_of
 from engine.block_space import BlockSpace
-from engine.continuation import event_of, sequence_of
+from engine.continuation import event_of
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
-from engine.sequence import Sequence
 from engine.threads import on_passing_thread
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
@@ -34,6 +33,7 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
+from prefill_worker.running import Running, running
 from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
@@ -44,24 +44,6 @@ ResultT = TypeVar("ResultT")
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A claimed job and its sequence. `block_table` is empty until it has started."""
-
-    claim: Claim[PrefillJob]
-    sequence: Sequence
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Tokens whose KV is yet to be computed."""
-        return self.sequence.num_tokens - self.sequence.num_computed_tokens
-
-
-def running(claim: Claim[PrefillJob]) -> Running:
-    """The claim with its sequence, which has no blocks yet."""
-    return Running(claim, sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events))
 
 
 class PrefillWorker:
@@ -173,17 +155,13 @@ class PrefillWorker:
             one.claim.next_event(event, one.sequence.num_output_tokens)
             for (one, _), event in zip(done, events, strict=True)
         ]
-        # The sums are taken while the first tokens are on their way, so that nobody waits for them.
-        accepted, checksums = await asyncio.gather(
-            self.broker.requests.append(appends),
-            self.on_compute_thread(
-                lambda: [
-                    self.offers.checksums(one.sequence.block_table) if event.finish_reason is None else ()
-                    for (one, _), event in zip(done, events, strict=True)
-                ]
-            ),
-        )
-        for (one, token), event, ok, sums in zip(done, events, accepted, checksums, strict=True):
+        # The sums are taken while the first tokens, and then the offers, are on their way: nobody waits for them.
+        summing = [
+            self.sum_blocks(one.sequence.block_table) if event.finish_reason is None else None
+            for (one, _), event in zip(done, events, strict=True)
+        ]
+        accepted = await self.broker.requests.append(appends)
+        for (one, token), ok, sums in zip(done, accepted, summing, strict=True):
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
                     one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
@@ -191,13 +169,17 @@ class PrefillWorker:
             if not ok:
                 self.free(one)
                 await self.intake.lost(one.claim)
-            elif event.finish_reason is not None:
+            elif sums is None:
                 self.free(one)
                 await self.intake.done(one.claim)
             else:
                 await self.offer(one, sums)
 
-    async def offer(self, one: Running, checksums: tuple[int, ...]) -> None:
+    def sum_blocks(self, block_ids: list[int]) -> asyncio.Future[tuple[int, ...]]:
+        """Their checksums, before the next step is computed."""
+        return asyncio.get_running_loop().run_in_executor(self.compute_thread, self.offers.checksums, block_ids)
+
+    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]]) -> None:
         """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
         job = one.claim.job
         offer = self.offers.open(
@@ -206,11 +188,14 @@ class PrefillWorker:
             job.hop + 1,
             one.sequence.block_table,
             one.sequence.num_computed_tokens,
-            checksums,
         )
         # Without our own deliveries: what has been prefilled did not die of it.
         decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
-        if not await self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED):
+        is_handed_over, _ = await asyncio.gather(
+            self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED),
+            self.offers.put_checksums(offer, checksums),
+        )
+        if not is_handed_over:
             self.offers.close(offer.transfer_id)
             self.blocks_freed.set()
 
@@ -316,7 +301,7 @@ class PrefillWorker:
         self.board.state = WorkerState.DRAINING
         for one in (*self.running, *self.waiting):
             job = one.claim.job
-            again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt)
+            again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt, len(one.claim.taken.events))
             await self.intake.hand_over(one.claim, again, Phase.PREFILL_QUEUED)
             self.free(one)
         deadline = asyncio.get_running_loop().time() + self.settings.queue.drain_s
@@ -348,6 +333,8 @@ async def work(
         layout_hash=layout.hash(loaded.model.model_hash),
         max_offers=settings.kv_transfer.max_offers,
         summer=start_summer(settings.kv_transfer, loaded.model.device),
+        # The pools of all ranks are reserved by their own.
+        first_blocks=first_blocks(settings.kv, layout.block_bytes, num_blocks) if ranks is None else None,
     ) as exported:
         pool = KVPool.over(layout, exported.sender.buffer)
         if ranks is None:
@@ -356,7 +343,11 @@ async def work(
             exported.lead(ranks.serve(num_blocks))
             runner = ModelRunner(loaded.model, pool, ranks.step)
         board.export = seal.seal_export(exported.export)
-        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache)
+        growth = None
+        if ranks is None and loaded.model.device.type == "cpu":
+            sender = exported.sender
+            growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
+        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
         worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running

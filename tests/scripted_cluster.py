@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -180,8 +181,11 @@ class ScriptedCluster:
         max_running: int = 8,
         seal: Seal = SEAL,
         on_stall: Callable[[], object] = lambda: None,
+        local_prefill: Literal["auto", "always", "never"] = "never",
     ) -> Member:
         settings = self.settings(num_blocks, 64, max_running)
+        decode = settings.decode.model_copy(update={"local_prefill": local_prefill})
+        settings = settings.model_copy(update={"decode": decode})
         board = StatusBoard(Role.DECODE)
         sender = KVSender.create(
             board.worker_id, num_blocks, LAYOUT.block_bytes, LAYOUT_HASH, max_running, summer=BlockSummer()
@@ -200,7 +204,7 @@ class ScriptedCluster:
             num_rounds=board.num_rounds,
             on_stall=on_stall,
         )
-        space = BlockSpace(num_blocks, 16, prefix_cache=False)
+        space = BlockSpace(num_blocks, 16, prefix_cache=local_prefill != "never")
         worker = DecodeWorker(settings, self.broker, board, heartbeat, runner, pool, space, receiver, seal, sender)  # type: ignore[arg-type]
         return self._add(worker, runner, heartbeat, board, num_blocks, sender=sender, receiver=receiver)
 
@@ -285,7 +289,8 @@ class ScriptedCluster:
             self.check()
             alive = [member.worker for member in self.members if not member.task.done()]
             used = [worker.space.num_used for worker in alive]
-            depths = [await self.broker.prefill_queue.depth(), await self.broker.decode_queue.depth()]
+            queues = self.broker.prefill_queue, self.broker.decode_queue, self.broker.local_queue
+            depths = [await queue.depth() for queue in queues]
             if not any(used) and not any(depths) and not await self.broker.requests.loads():
                 for worker in alive:
                     worker.space.check_integrity()
@@ -305,6 +310,7 @@ async def scripted_cluster(
     cluster = ScriptedCluster(broker, redis, queue)
     await broker.prefill_queue.ensure()
     await broker.decode_queue.ensure()
+    await broker.local_queue.ensure()
     try:
         yield cluster
     finally:

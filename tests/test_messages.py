@@ -13,6 +13,8 @@ from messages import (
     Message,
     OutputParams,
     PrefillJob,
+    RelayedEvent,
+    RelayedEvents,
     Release,
     Role,
     SamplingParams,
@@ -31,6 +33,7 @@ MESSAGES: list[Message] = [
     PrefillJob("id", 0, 1),
     DecodeJob("id", 0, 2, HANDLE),
     TokenEvent(5, -0.5, FinishReason.STOP),
+    RelayedEvents([RelayedEvent("id:0", 7, TokenEvent(5)), RelayedEvent("id:1", 0, TokenEvent(6, -0.5))]),
     Release("transfer"),
     WorkerStatus("worker", Role.DECODE, WorkerState.READY, "host", 1, 2),
 ]

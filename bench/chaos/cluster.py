@@ -97,6 +97,7 @@ class ChaosCluster:
             "PDQ_MODEL__PATH": str(self.folder / "model"),
             "PDQ_MODEL__DEVICE": "cpu",
             "PDQ_KV__NUM_BLOCKS": "512",
+            "PDQ_DECODE__LOCAL_PREFILL": "never",  # who is to be hit while it prefills has to be known beforehand
             "PDQ_PREFILL__NUM_THREADS": "1",
             "PDQ_DECODE__NUM_THREADS": "1",
             "PDQ_QUEUE__LEASE_S": str(LEASE_S),
@@ -218,7 +219,11 @@ class ChaosCluster:
         workers = await broker.registry.live()
         pids = {member.pid for member in self.members if member.role in WORKERS}
         ready = [worker for worker in workers if worker.state is WorkerState.READY and worker.pid in pids]
-        queues: list[JobQueue[PrefillJob] | JobQueue[DecodeJob]] = [broker.prefill_queue, broker.decode_queue]
+        queues: list[JobQueue[PrefillJob] | JobQueue[DecodeJob]] = [
+            broker.prefill_queue,
+            broker.decode_queue,
+            broker.local_queue,
+        ]
         num_pools = sum(len(self.of(role)) for role in WORKERS)
         return Census(
             busy_blocks=sum(worker.num_blocks - worker.free_blocks for worker in ready),

@@ -40,6 +40,8 @@ from messages import (
     Phase,
     PoolExport,
     PrefillJob,
+    RelayedEvent,
+    RelayedEvents,
     Release,
     SamplingParams,
     TokenEvent,
@@ -118,6 +120,8 @@ class Readers:
             await self._must_have_ended(request, data, kind)
         elif kind is TokenEvent:
             await self._read_event(data)
+        elif kind is RelayedEvents:
+            self._read_relayed(data)
         elif kind is Release:
             await redis.xadd(keys.inbox("prefill-0"), {"release": data})
             await self.inbox.send(Release("the next one"))
@@ -129,17 +133,22 @@ class Readers:
 
     async def _read_event(self, data: bytes) -> None:
         request = await self.begin()
-        subscription, other = self.relay.open(request.request_id, 0), self.relay.open("fuzz-other", 0)
-        self.relay._dispatch({f"{request.request_id}:0:0".encode(): data, b"fuzz-other:0:0": encode(TokenEvent(1))})
-        assert not other.empty(), "an event was lost with a broken one"
+        subscription = self.relay.open(request.request_id, 0)
         redis, keys = self.broker.redis, self.broker.keys
         await redis.xadd(keys.tokens(request.request_id, 0), {"event": data}, id="1-0")
         subscription.heard_s = 0.0
         await self.relay._fill()
         self.relay.close(subscription)
-        self.relay.close(other)
         await self.prefill.next_claims(1, 0)
         await self._must_have_ended(request, data, TokenEvent)
+
+    def _read_relayed(self, data: bytes) -> None:
+        subscription, other = self.relay.open("r", 0), self.relay.open("fuzz-other", 0)
+        self.relay._dispatch(data)
+        self.relay._dispatch(encode(RelayedEvents([RelayedEvent("fuzz-other:0", 0, TokenEvent(1))])))
+        assert other.num_ready == 1, "an event was lost behind a broken entry"
+        self.relay.close(subscription)
+        self.relay.close(other)
 
     async def _must_have_ended(self, request: GenerationRequest, data: bytes, kind: type[Message]) -> None:
         """What cannot be read ends its request: else its client would wait for ever."""

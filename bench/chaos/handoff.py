@@ -6,6 +6,7 @@ then pulled. Knows transports and seals; knows no fault.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Timer
 
 import torch
 
@@ -186,7 +187,11 @@ class Handoff:
         """Blocks on offer, by the present owner unless another is named, for a job of their own."""
         self.num_offers += 1
         sender = (owner or self.owner).sender
-        handle = sender.offer(f"transfer-{self.num_offers}", list(block_ids), 16 * len(block_ids))
+        transfer_id = f"transfer-{self.num_offers}"
+        handle = sender.offer(transfer_id, list(block_ids), 16 * len(block_ids), sums_follow=True)
+        if handle.is_summed:  # as a worker's, the checksum comes after the offer, mostly before the bytes are copied
+            checksums = sender.checksums(block_ids)
+            Timer(self.num_offers % 4 * 0.0005, sender.put_checksums, (transfer_id, checksums)).start()
         self._open.append((sender, handle.transfer_id))
         return self.sealed(Job(handle, f"request-{self.num_offers}"))
 

@@ -80,7 +80,7 @@ def forged_field(scene: Scene) -> None:
             ("pool", "pdq-chaos-0123456789abcdef"),
             ("pool_epoch", handle.pool_epoch + 1),
             ("num_tokens", handle.num_tokens + 1),
-            ("checksums", ()),
+            ("is_summed", False),
             ("worker_id", "somebody"),
             ("transfer_id", "another"),
             ("mac", handle.mac[:-1]),

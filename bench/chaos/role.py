@@ -48,7 +48,7 @@ def play(role: str, environment: Mapping[str, str], stage: Stage) -> None:
 
 def _put_doors(role: str, gates: Gates, step_s: float) -> None:
     from broker.intake import Intake
-    from decode_worker.worker import DecodeWorker
+    from decode_worker.exports import Exports
     from engine.model_runner import ModelRunner
     from engine.sampler import Sampled
     from engine.sequence import Sequence
@@ -60,7 +60,7 @@ def _put_doors(role: str, gates: Gates, step_s: float) -> None:
         _hold(PrefillWorker, "offer", gates, Phase.FIRST_TOKEN)
         return
     _hold(Intake, "next_claims", gates, Phase.OFFERED)
-    _hold(DecodeWorker, "export_of", gates, Phase.PULLING)
+    _hold(Exports, "find", gates, Phase.PULLING)
     compute = ModelRunner.decode
 
     def slow(runner: ModelRunner, sequences: list[Sequence]) -> list[Sampled]:

@@ -28,14 +28,13 @@ elseif condition == 'abandoned' then
     return ended
   end
 end
-local fields = {}
+local events = {}
 for _, choice in ipairs(open) do
   local tokens, member = KEYS[6 + choice], request_id .. ':' .. choice
   local index = redis.call('XLEN', tokens)
   redis.call('HINCRBY', KEYS[1], 'epoch:' .. choice, 1) -- whoever works on it is refused from now on
   redis.call('XADD', tokens, (index + 1) .. '-0', 'event', ARGV[4])
-  fields[#fields + 1] = member .. ':' .. index
-  fields[#fields + 1] = ARGV[4]
+  events[#events + 1] = relayed_event(member, index, ARGV[4])
   redis.call('PUBLISH', KEYS[5], member)
   ended[#ended + 1] = choice
 end
@@ -43,9 +42,10 @@ for _, choice in ipairs(open) do
   local member = request_id .. ':' .. choice
   end_choice(KEYS[1], KEYS[6 + choice], KEYS[2], KEYS[3], KEYS[4], choice, member, nonce, ARGV[5])
 end
-if #fields > 0 then
+if #events > 0 then
+  local entry = relay_entry(events, ARGV[4])
   for api_id in string.gmatch(readers or ARGV[9], '%S+') do
-    relay_events(ARGV[6] .. api_id, fields, ARGV[7], ARGV[8])
+    add_to_relay(ARGV[6] .. api_id, entry, ARGV[7], ARGV[8])
   end
 end
 return ended

@@ -1,12 +1,14 @@
 -- A new request, if there is room for it: its record, its load, its reader's lease, one prefill job per choice.
--- KEYS  record, active_sizes, active_phases, reader_leases, the prefill queue of each class, the decode queue of each
---       class, then the token stream of every choice; the most urgent class comes first
+-- KEYS  record, active_sizes, active_phases, reader_leases, bids, the prefill queue of each class, the decode queue of
+--       each class, the local queue of each class, then the token stream of every choice; the most urgent class is first
 -- ARGV  nonce, request, sizes, phase, request_id, number of its class, group, then how much room there is (broker/
---       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; lease_ms; then the job of every choice
+--       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; lease_ms; 1 when decode workers may prefill it; then
+--       the job of every choice
 -- -> {"created" | "in_use" | a reason of broker/backlog.py, per class its prefill jobs, their prompt tokens and the
 --     decode jobs that nobody has taken, the decode jobs that somebody has}; the figures are those before the creation
 -- include now
-local NUM_CLASSES, FIRST_JOB, MOST_READ = 3, 13, 64
+-- include fits
+local NUM_CLASSES, FIRST_QUEUE, FIRST_JOB, MOST_READ = 3, 5, 14, 64
 
 -- The queue itself is the count, and not a counter beside it: nothing can make it drift. Of a long one the oldest and
 -- the newest jobs are read, and those between are taken for their mean.
@@ -27,18 +29,41 @@ local function prompt_tokens(queue, num_jobs)
   return math.floor(tokens * num_jobs / #entries)
 end
 
-local num_choices, class = #KEYS - 4 - 2 * NUM_CLASSES, tonumber(ARGV[6])
+-- Whether a decode worker waits for such a prompt; its bid is then used up by one.
+local function takes_bid(prompt, tokens_ahead)
+  local bids = redis.call('HGETALL', KEYS[5])
+  for at = 1, #bids, 2 do
+    local until_ms, text = string.match(bids[at + 1], '^(%d+) (.*)$')
+    local bid = read_bid(text)
+    if tonumber(until_ms) < now_ms() then
+      redis.call('HDEL', KEYS[5], bids[at])
+    elseif fits(bid, prompt, tokens_ahead, true) then
+      if bid[1] > 1 then
+        local left = string.format('%.0f', bid[1] - 1)
+        redis.call('HSET', KEYS[5], bids[at], until_ms .. ' ' .. left .. string.match(text, ' .*$'))
+      else
+        redis.call('HDEL', KEYS[5], bids[at])
+      end
+      return true
+    end
+  end
+  return false
+end
+
+local first_tokens = FIRST_QUEUE + 3 * NUM_CLASSES
+local num_choices, class = #KEYS - first_tokens, tonumber(ARGV[6])
 local room_jobs, room_tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 local room_sequences, sequences_per_token = tonumber(ARGV[10]), tonumber(ARGV[11])
 local answer, all_jobs, tokens_ahead, sequences_ahead, decoding = {''}, 0, 0, 0, 0
 for number = 1, NUM_CLASSES do
-  local jobs = redis.call('XLEN', KEYS[4 + number])
-  local tokens = jobs > 0 and prompt_tokens(KEYS[4 + number], jobs) or 0
-  local queue = KEYS[4 + NUM_CLASSES + number]
+  local jobs = redis.call('XLEN', KEYS[FIRST_QUEUE + number])
+  local tokens = jobs > 0 and prompt_tokens(KEYS[FIRST_QUEUE + number], jobs) or 0
+  local queue = KEYS[FIRST_QUEUE + NUM_CLASSES + number]
   local waiting, pending = redis.call('XLEN', queue), redis.pcall('XPENDING', queue, ARGV[7])
   if not pending.err then -- else there is no group yet, and nothing was taken
     waiting, decoding = math.max(0, waiting - pending[1]), decoding + pending[1]
   end
+  decoding = decoding + redis.call('XLEN', KEYS[FIRST_QUEUE + 2 * NUM_CLASSES + number])
   all_jobs = all_jobs + jobs
   if number <= class then
     tokens_ahead = tokens_ahead + tokens
@@ -67,11 +92,13 @@ else
   redis.call('ZADD', KEYS[4], string.format('%.0f', now_ms() + ARGV[12]), ARGV[5])
   for choice = 0, num_choices - 1 do
     local member = ARGV[5] .. ':' .. choice
-    redis.call('DEL', KEYS[5 + 2 * NUM_CLASSES + choice])
+    redis.call('DEL', KEYS[first_tokens + 1 + choice])
     redis.call('HSET', KEYS[1], 'hop:' .. choice, 1, 'epoch:' .. choice, 0)
     redis.call('HSET', KEYS[2], member, ARGV[3])
     redis.call('HSET', KEYS[3], member, ARGV[4])
-    redis.call('XADD', KEYS[4 + class], '*', 'id', member, 'job', ARGV[FIRST_JOB + choice])
+    local is_local = ARGV[13] == '1' and takes_bid(tonumber(string.match(ARGV[3], '^%d+')), tokens_ahead)
+    local queue = KEYS[FIRST_QUEUE + (is_local and 2 * NUM_CLASSES or 0) + class]
+    redis.call('XADD', queue, '*', 'id', member, 'job', ARGV[FIRST_JOB + choice])
   end
 end
 return answer

@@ -19,8 +19,9 @@ redis.call('HINCRBY', KEYS[1], 'epoch:' .. choice, 1)
 redis.call('XADD', KEYS[2], (index + 1) .. '-0', 'event', ARGV[4])
 end_choice(KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[6], choice, member, ARGV[1], ARGV[5])
 if ARGV[9] ~= '' then
+  local entry = relay_entry({relayed_event(member, index, ARGV[4])}, ARGV[4])
   for api_id in string.gmatch(redis.call('HGET', KEYS[1], 'readers') or ARGV[9], '%S+') do
-    relay_events(ARGV[6] .. api_id, {member .. ':' .. index, ARGV[4]}, ARGV[7], ARGV[8])
+    add_to_relay(ARGV[6] .. api_id, entry, ARGV[7], ARGV[8])
   end
 end
 redis.call('PUBLISH', KEYS[5], member)

@@ -4,31 +4,25 @@
 // Softmax is online, in float. A long sequence is cut into parts of PART tokens counted from its own first seen token;
 // the parts are merged in order. So a sequence's result has the same bits in any batch and at any number of threads.
 
-#include <omp.h>
-
 #include <algorithm>
 #include <vector>
 
-#include "simd.h"
+#include "attention.h"
+#include "attention_bf16.h"
+#include "isa.h"
+#include "team.h"
 
 namespace pdq {
 namespace {
 
-constexpr int64_t PART = 256;    // tokens of one task
 constexpr int64_t CHUNK = 16;    // tokens between two looks at the maximum; never across blocks
 constexpr int64_t GROUP = 4;     // queries whose sums are held in registers at once
-constexpr int64_t WORTH_A_THREAD = 400000;  // query-key products times head_dim: 0.1 ms
 
 template <class T>
 struct Sequence {
     const T *keys, *values;  // of the KV head, in block 0
     int64_t block_stride, block_size, head_dim;
     const int32_t* table;
-};
-
-// A part's running softmax, per query: maximum, sum and the weighted sum of values [head_dim].
-struct State {
-    float *maximum, *sum, *values;
 };
 
 // f<1>() ... f<GROUP>(), by how many queries of the group are left: a constant number of sums stays in registers.
@@ -83,7 +77,7 @@ void add_values(const T* cached, int64_t count, const float (*weights)[CHUNK], c
 
 // Tokens [first, end) of a sequence. scratch: [group][CHUNK] scores, [group] kept
 template <class T>
-void attend(const Sequence<T>& seq, int64_t first, int64_t end, const float* queries, int64_t group, State state,
+void attend(const Sequence<T>& seq, int64_t first, int64_t end, const float* queries, int64_t group, SoftmaxState state,
             float* scratch) {
     auto scores = reinterpret_cast<float (*)[CHUNK]>(scratch);
     float* kept = scratch + group * CHUNK;
@@ -114,10 +108,11 @@ void attend(const Sequence<T>& seq, int64_t first, int64_t end, const float* que
 
 template <class T>
 void merge(const float* states, int64_t parts, int64_t state_size, int64_t group, int64_t g, int64_t head_dim, T* out) {
-    // A state lies [group] maxima, [group] sums, [group][head_dim] values.
+    // A state lies [group] maxima, [group] sums, [group][head_dim] values; the next one `state_size` floats on.
     float maximum = -INFINITY, sum = 0.0f;
     for (int64_t part = 0; part < parts; part++) maximum = std::max(maximum, states[part * state_size + g]);
-    std::vector<float> factors(parts);
+    thread_local std::vector<float> factors;
+    factors.resize(parts);
     for (int64_t part = 0; part < parts; part++) {
         const float* state = states + part * state_size;
         factors[part] = _mm256_cvtss_f32(exp8(_mm256_set1_ps(state[g] - maximum)));
@@ -135,10 +130,47 @@ void merge(const float* states, int64_t parts, int64_t state_size, int64_t group
 }
 
 template <class T>
+void attend_scaled(const Sequence<T>& seq, int64_t first, int64_t end, const T* queries, int64_t group, float scale,
+                   SoftmaxState state) {
+    thread_local std::vector<float> mine;
+    mine.resize(group * (seq.head_dim + CHUNK + 1));
+    for (int64_t i = 0; i < group * seq.head_dim; i += 8)
+        store8(mine.data() + i, _mm256_mul_ps(load8(queries + i), _mm256_set1_ps(scale)));
+    attend(seq, first, end, mine.data(), group, state, mine.data() + group * seq.head_dim);
+}
+
+}  // namespace
+
+void attend_part(const CachedHead& head, int64_t first, int64_t end, const BFloat16* queries, int64_t group,
+                 float scale, SoftmaxState state) {
+    if (isa() >= AVX512_BF16 && head.head_dim % 32 == 0) return attend_part_bf16(head, first, end, queries, group, scale, state);
+    attend_scaled<BFloat16>({head.keys, head.values, head.block_stride, head.block_size, head.head_dim, head.table}, first,
+                            end, queries, group, scale, state);
+}
+
+void merge_parts(const float* states, int64_t parts, int64_t stride, int64_t group, int64_t g, int64_t head_dim,
+                 BFloat16* out) {
+    merge(states, parts, stride, group, g, head_dim, out);
+}
+
+namespace {
+
+inline void attend_any(const Sequence<BFloat16>& seq, int64_t first, int64_t end, const BFloat16* queries,
+                       int64_t group, float scale, SoftmaxState state) {
+    attend_part({seq.keys, seq.values, seq.block_stride, seq.block_size, seq.head_dim, seq.table}, first, end, queries,
+                group, scale, state);
+}
+
+inline void attend_any(const Sequence<float>& seq, int64_t first, int64_t end, const float* queries, int64_t group,
+                       float scale, SoftmaxState state) {
+    attend_scaled(seq, first, end, queries, group, scale, state);
+}
+
+template <class T>
 void attention_decode(const T* q, int64_t q_seq_stride, int64_t q_head_stride, const T* key_cache,
                       const T* value_cache, int64_t block_stride, const int32_t* tables, int64_t table_stride,
                       const int32_t* lens, T* out, int64_t seqs, int64_t heads, int64_t kv_heads, int64_t block_size,
-                      int64_t head_dim, float scale, int64_t window, int threads) {
+                      int64_t head_dim, float scale, int64_t window) {
     const int64_t group = heads / kv_heads;
     const int64_t state_size = group * (head_dim + 2);
     struct Task {
@@ -149,50 +181,43 @@ void attention_decode(const T* q, int64_t q_seq_stride, int64_t q_head_stride, c
     thread_local std::vector<float> states;
     tasks.clear();
     firsts.clear();
-    int64_t work = 0;
     for (int64_t seq = 0; seq < seqs; seq++) {
         const int64_t seen = window > 0 ? std::max<int64_t>(0, lens[seq] - window) : 0;
         for (int64_t head = 0; head < kv_heads; head++) {
             firsts.push_back(tasks.size());
-            for (int64_t first = seen; first < lens[seq]; first += PART)
-                tasks.push_back({seq, head, first, std::min<int64_t>(first + PART, lens[seq])});
+            for (int64_t first = seen; first < lens[seq]; first += DECODE_PART)
+                tasks.push_back({seq, head, first, std::min<int64_t>(first + DECODE_PART, lens[seq])});
         }
-        work += (lens[seq] - seen) * heads * head_dim;
     }
     firsts.push_back(tasks.size());
     states.resize(tasks.size() * state_size);
-    if (work < WORTH_A_THREAD) threads = 1;
     // The team sees its starter's buffers, not its own of the same name.
     const Task* const task_list = tasks.data();
     const int64_t* const first_list = firsts.data();
     float* const state_list = states.data();
     const int64_t num_tasks = tasks.size();
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        thread_local std::vector<float> mine;
-        mine.resize(group * (head_dim + CHUNK + 1));
-        float* const queries = mine.data();
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_tasks; i++) {
+    Team::of_process().run([=](Crew& crew) {
+        crew.each(num_tasks, [=](int64_t i) {
             const Task& task = task_list[i];
-            for (int64_t g = 0; g < group; g++) {
-                const T* query = q + task.seq * q_seq_stride + (task.head * group + g) * q_head_stride;
-                for (int64_t d = 0; d < head_dim; d += 8)
-                    store8(queries + g * head_dim + d, _mm256_mul_ps(load8(query + d), _mm256_set1_ps(scale)));
-            }
+            thread_local std::vector<T> mine;
+            mine.resize(group * head_dim);
+            for (int64_t g = 0; g < group; g++)
+                std::memcpy(mine.data() + g * head_dim,
+                            q + task.seq * q_seq_stride + (task.head * group + g) * q_head_stride,
+                            head_dim * sizeof(T));
             const int64_t of_head = task.head * block_size * head_dim;
             const Sequence<T> seq{key_cache + of_head, value_cache + of_head, block_stride, block_size, head_dim,
                                   tables + task.seq * table_stride};
             float* state = state_list + i * state_size;
-            attend(seq, task.first, task.end, queries, group, {state, state + group, state + 2 * group},
-                   queries + group * head_dim);
-        }
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < seqs * kv_heads; i++)
+            attend_any(seq, task.first, task.end, mine.data(), group, scale, {state, state + group, state + 2 * group});
+        });
+        crew.each(seqs * kv_heads, [=](int64_t i) {
             for (int64_t g = 0; g < group; g++)
                 merge(state_list + first_list[i] * state_size, first_list[i + 1] - first_list[i], state_size, group, g,
-                      head_dim, out + (i * group + g) * head_dim);
-    }
+                      head_dim,
+                      out + (i * group + g) * head_dim);
+        });
+    });
 }
 
 }  // namespace
@@ -202,11 +227,9 @@ void attention_decode(const T* q, int64_t q_seq_stride, int64_t q_head_stride, c
     PDQ_EXPORT void pdq_attention_decode_##NAME(                                                                     \
         const T* q, int64_t q_seq_stride, int64_t q_head_stride, const T* key_cache, const T* value_cache,           \
         int64_t block_stride, const int32_t* tables, int64_t table_stride, const int32_t* lens, T* out, int64_t seqs,\
-        int64_t heads, int64_t kv_heads, int64_t block_size, int64_t head_dim, float scale, int64_t window,          \
-        int threads) {                                                                                               \
+        int64_t heads, int64_t kv_heads, int64_t block_size, int64_t head_dim, float scale, int64_t window) {        \
         pdq::attention_decode(q, q_seq_stride, q_head_stride, key_cache, value_cache, block_stride, tables,          \
-                              table_stride, lens, out, seqs, heads, kv_heads, block_size, head_dim, scale, window,   \
-                              threads);                                                                              \
+                              table_stride, lens, out, seqs, heads, kv_heads, block_size, head_dim, scale, window);  \
     }
 
 PDQ_ATTENTION_DECODE(bf16, pdq::BFloat16)

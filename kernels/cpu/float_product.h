@@ -43,7 +43,7 @@ constexpr int64_t X_BLOCK_BYTES = 256 << 10;
 template <class Lanes, int TILE_ROWS, int MANY_PANELS>
 struct FloatProduct {
     static constexpr int MAX_ROWS = TILE_ROWS;
-    static constexpr int64_t STEP_INPUTS = 2;
+    static constexpr int64_t STEP_INPUTS = 2, INPUT_BYTES = 4, FEW_TILES = 4;
     // Four chains of multiply-adds are slower than memory.
     static constexpr int panels_at_once(int rows, bool is_many) { return is_many ? MANY_PANELS : rows <= 2 ? 2 : 1; }
 

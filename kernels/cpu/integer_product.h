@@ -18,7 +18,7 @@ namespace {
 template <class Lanes, class Dots, Kind KIND, int TILE_ROWS>
 struct IntegerProduct {
     static constexpr int MAX_ROWS = TILE_ROWS;
-    static constexpr int64_t STEP_INPUTS = GROUP;
+    static constexpr int64_t STEP_INPUTS = GROUP, INPUT_BYTES = 1, FEW_TILES = 4;
     static constexpr int panels_at_once(int, bool) { return 1; }
 
     static constexpr int VECTORS = KIND == INT8 ? 8 : 4;  // of 64 bytes in a group

@@ -4,12 +4,11 @@
 // Every output is one chain of fused multiply-adds over k = 0, 1, ..., whatever tile it is computed in. So a row's
 // result has the same bits at any number of rows and threads, and that is a promise: no k is split, no order changed.
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdlib>
 
 #include "simd.h"
+#include "team.h"
 
 namespace pdq {
 namespace {
@@ -21,8 +20,7 @@ constexpr int MAX_ROWS = 6;
 constexpr int64_t X_BLOCK_BYTES = 256 << 10;
 constexpr int64_t X_ALIGN = 16;
 constexpr int64_t PREFETCH_BYTES = 1024;
-// What one thread does in the time that waking a second one costs.
-constexpr double WAKE_S = 1e-4, BYTES_PER_S = 13e9, MULTIPLY_ADDS_PER_S = 37e9;
+constexpr int64_t PANELS_OF_A_TASK = 4;  // as many as one row takes at once
 
 struct Pair {
     __m256 low, high;  // outputs 0..7 and 8..15
@@ -138,62 +136,47 @@ class Rows {
     int64_t size_ = 0;
 };
 
-int threads_for(int64_t rows, int64_t ins, int64_t outs, int threads) {
-    const double weights = static_cast<double>(ins) * static_cast<double>(outs);
-    const double one_thread_s =
-        std::max(weights * sizeof(float) / BYTES_PER_S, weights * static_cast<double>(rows) / MULTIPLY_ADDS_PER_S);
-    return one_thread_s < WAKE_S ? 1 : threads;
-}
-
 void linear(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out, int64_t rows,
-            int64_t ins, int64_t outs, int threads) {
+            int64_t ins, int64_t outs) {
     thread_local Rows scratch;
     const int64_t stride = (ins + X_ALIGN - 1) / X_ALIGN * X_ALIGN + X_ALIGN;
     const int64_t num_panels = (outs + PANEL - 1) / PANEL;
-    float* floats = scratch.of(rows * stride);
-    threads = threads_for(rows, ins, outs, threads);
+    float* const floats = scratch.of(rows * stride);
     const Job job{floats, stride, weight, bias, out, rows, ins, outs};
-    const auto copy = [=](int64_t row) {
-        std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
-    };
     const int64_t block_rows =
         std::max<int64_t>(2, X_BLOCK_BYTES / (stride * int64_t(sizeof(float)) * MAX_ROWS)) * MAX_ROWS;
-    if (rows < 16)
-        for (int64_t row = 0; row < rows; row++) copy(row);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        if (rows >= 16) {
-#pragma omp for schedule(static)
-            for (int64_t row = 0; row < rows; row++) copy(row);
-        }
-        const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
-        const int64_t first = num_panels * me / team, last = num_panels * (me + 1) / team;
-        for (int64_t row = 0; row < rows; row += block_rows)
-            block(job, row, std::min(rows, row + block_rows), first, last);
-    }
+    for (int64_t row = 0; row < rows; row++) std::memcpy(floats + row * stride, x + row * x_stride, ins * sizeof *x);
+    const auto work = [&](Crew& crew) {
+        crew.each((num_panels + PANELS_OF_A_TASK - 1) / PANELS_OF_A_TASK, [&](int64_t task) {
+            const int64_t first = task * PANELS_OF_A_TASK, last = std::min(num_panels, first + PANELS_OF_A_TASK);
+            for (int64_t row = 0; row < rows; row += block_rows)
+                block(job, row, std::min(rows, row + block_rows), first, last);
+        });
+    };
+    Team::of_process().run(work, std::max(ins * outs * 4, ins * outs * rows / 2));
 }
 
-void pack(const float* weight, float* packed, int64_t ins, int64_t outs, int threads) {
-    const int64_t num_panels = (outs + PANEL - 1) / PANEL;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t panel = 0; panel < num_panels; panel++) {
-        float* to = packed + panel * ins * PANEL;
-        std::memset(to, 0, ins * PANEL * sizeof(float));
-        for (int64_t i = 0; i < std::min(PANEL, outs - panel * PANEL); i++) {
-            const float* from = weight + (panel * PANEL + i) * ins;
-            for (int64_t k = 0; k < ins; k++) to[k * PANEL + i] = from[k];
-        }
-    }
+void pack(const float* weight, float* packed, int64_t ins, int64_t outs) {
+    Team::of_process().run([&](Crew& crew) {
+        crew.each((outs + PANEL - 1) / PANEL, [&](int64_t panel) {
+            float* to = packed + panel * ins * PANEL;
+            std::memset(to, 0, ins * PANEL * sizeof(float));
+            for (int64_t i = 0; i < std::min(PANEL, outs - panel * PANEL); i++) {
+                const float* from = weight + (panel * PANEL + i) * ins;
+                for (int64_t k = 0; k < ins; k++) to[k * PANEL + i] = from[k];
+            }
+        });
+    });
 }
 
 }  // namespace
 }  // namespace pdq
 
 PDQ_EXPORT void pdq_linear_f32(const float* x, int64_t x_stride, const float* weight, const float* bias, float* out,
-                               int64_t rows, int64_t ins, int64_t outs, int threads) {
-    pdq::linear(x, x_stride, weight, bias, out, rows, ins, outs, threads);
+                               int64_t rows, int64_t ins, int64_t outs) {
+    pdq::linear(x, x_stride, weight, bias, out, rows, ins, outs);
 }
 
-PDQ_EXPORT void pdq_linear_pack_f32(const float* weight, float* packed, int64_t ins, int64_t outs, int threads) {
-    pdq::pack(weight, packed, ins, outs, threads);
+PDQ_EXPORT void pdq_linear_pack_f32(const float* weight, float* packed, int64_t ins, int64_t outs) {
+    pdq::pack(weight, packed, ins, outs);
 }

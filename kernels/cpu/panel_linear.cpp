@@ -1,12 +1,11 @@
-// out = x @ weight.T + bias in bfloat16, with the weight in panels: the products of tiles.h, shared out to threads.
-
-#include <omp.h>
+// out = x @ weight.T + bias in bfloat16, with the weight in panels: the products of tiles.h, dealt out to the team.
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "quantized_row.h"
+#include "scratch.h"
+#include "team.h"
 #include "tiles.h"
 
 #include "simd.h"
@@ -15,27 +14,7 @@ namespace pdq {
 namespace {
 
 constexpr int64_t ROWS_AT_ONCE = 256, PANELS_AT_ONCE = 6;  // whose sums stay in the second-level cache
-// What one thread does in the time that waking a second one costs.
-constexpr double WAKE_S = 1e-4, BYTES_PER_S = 25e9, MULTIPLY_ADDS_PER_S = 100e9;
-
-class Scratch {
-  public:
-    ~Scratch() { std::free(memory_); }
-
-    // Valid until the next call.
-    void* of(int64_t bytes) {
-        if (bytes > size_) {
-            std::free(memory_);
-            size_ = (bytes + 63) / 64 * 64;
-            memory_ = std::aligned_alloc(64, size_);
-        }
-        return memory_;
-    }
-
-  private:
-    void* memory_ = nullptr;
-    int64_t size_ = 0;
-};
+constexpr int64_t ROWS_OF_A_TASK = 16;  // that are made ready
 
 struct Linear {
     const uint16_t* x;
@@ -77,44 +56,36 @@ struct Linear {
         }
     }
 
-    void panels(const uint8_t* prepared, int64_t first, int64_t last) const {
+    // All rows with one task's panels.
+    void panels(const uint8_t* prepared, int64_t task) const {
         thread_local Scratch scratch;
         constexpr int64_t stride = PANELS_AT_ONCE * PANEL;
-        auto* sums = static_cast<float*>(scratch.of(std::min(rows, ROWS_AT_ONCE) * stride * 4));
+        scratch.reserve(Scratch::bytes_of<float>(ROWS_AT_ONCE * stride));
+        auto* const sums = scratch.take<float>(ROWS_AT_ONCE * stride);
+        const int64_t panel = task * PANELS_AT_ONCE, panels = std::min(PANELS_AT_ONCE, matrix.num_panels() - panel);
         for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
             const int64_t count = std::min(ROWS_AT_ONCE, rows - row);
-            for (int64_t panel = first; panel < last; panel += PANELS_AT_ONCE) {
-                const int64_t panels = std::min(PANELS_AT_ONCE, last - panel);
-                tiles().product(prepared + row * row_bytes(), row_bytes(), count, matrix, panel, panels, sums, stride);
-                finish(sums, stride, row, count, panel, panels);
-            }
+            tiles().product(prepared + row * row_bytes(), row_bytes(), count, matrix, panel, panels, sums, stride);
+            finish(sums, stride, row, count, panel, panels);
         }
     }
 
-    int threads_for(int threads) const {
-        const double bytes = static_cast<double>(matrix.num_panels() * matrix.panel_bytes());
-        const double products = static_cast<double>(matrix.ins * matrix.outs) * static_cast<double>(rows);
-        return std::max(bytes / BYTES_PER_S, products / MULTIPLY_ADDS_PER_S) < WAKE_S ? 1 : threads;
-    }
-
-    void run(int threads) const {
+    void run() const {
         thread_local Scratch scratch;
-        const int64_t bytes = row_bytes(), num_panels = matrix.num_panels();
-        auto* made = takes_x_as_it_is() ? nullptr : static_cast<uint8_t*>(scratch.of(rows * bytes));
-        const uint8_t* prepared = made ? made : reinterpret_cast<const uint8_t*>(x);
-        threads = threads_for(threads);
-        const bool is_shared = rows >= 16;  // making a few rows ready is less than a barrier
-        if (made && !is_shared)
-            for (int64_t row = 0; row < rows; row++) prepare(row, made + row * bytes);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-            if (made && is_shared) {
-#pragma omp for schedule(static)
-                for (int64_t row = 0; row < rows; row++) prepare(row, made + row * bytes);
-            }
-            const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
-            panels(prepared, num_panels * me / team, num_panels * (me + 1) / team);
-        }
+        const int64_t bytes = row_bytes();
+        scratch.reserve(takes_x_as_it_is() ? 0 : rows * bytes);
+        auto* const made = takes_x_as_it_is() ? nullptr : scratch.take<uint8_t>(rows * bytes);
+        const uint8_t* const prepared = made ? made : reinterpret_cast<const uint8_t*>(x);
+        const int64_t weights = matrix.num_panels() * matrix.panel_bytes();
+        const int64_t tasks = (matrix.num_panels() + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
+        Team::of_process().run([&](Crew& crew) {
+            if (made)
+                crew.each((rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK, [&](int64_t i) {
+                    for (int64_t row = i * ROWS_OF_A_TASK; row < std::min(rows, (i + 1) * ROWS_OF_A_TASK); row++)
+                        prepare(row, made + row * bytes);
+                });
+            crew.each(tasks, [&](int64_t task) { panels(prepared, task); });
+        }, std::max(weights, matrix.ins * matrix.outs * rows / 8));
     }
 };
 
@@ -123,8 +94,8 @@ struct Linear {
 
 // x: rows of bfloat16, `x_stride` elements apart; bias: [outs] or null; out: [rows][outs].
 PDQ_EXPORT void pdq_linear(const uint16_t* x, int64_t x_stride, const pdq::Matrix* matrix, const uint16_t* bias,
-                           uint16_t* out, int64_t rows, int threads) {
-    pdq::Linear{x, x_stride, *matrix, bias, out, rows}.run(threads);
+                           uint16_t* out, int64_t rows) {
+    pdq::Linear{x, x_stride, *matrix, bias, out, rows}.run();
 }
 
 // Rows as products with INT8 and INT4 take them, `pdq_quantized_row_bytes` each.

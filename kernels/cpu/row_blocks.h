@@ -1,8 +1,8 @@
 // A product cut into tiles of a few rows and panels that registers hold. Include it after the target pragma: what is
 // here is compiled for the instruction set of the file that includes it, and is that file's own.
 //
-// Few rows take one panel at a time, so that memory is read as one stream: at one row the hardware's own prefetch
-// follows it at the speed of memory (Zen 4: 31 to 33 GB/s of 32; four panels at once 14 to 22, prefetch 22 to 29). With
+// Few rows take one panel at a time, so that memory is read as one stream: the hardware's own prefetch follows it at
+// the speed of memory (Zen 4: 31 to 33 GB/s of 32; four panels at once 14 to 22, prefetch instructions 22 to 29). With
 // many rows the same x serves several panels.
 #pragma once
 
@@ -34,17 +34,16 @@ class RowPointers {
     int64_t stride_;
 };
 
-constexpr int64_t FEW_TILES = 4;
+// Up to here the x of one tile stays in the first cache beside the weights that stream by. Zen 4, 576 inputs: 8 rows take
+// 58 us one panel at a time and 54 three at a time; 1536 inputs, 24 KB of x: 110 and 75.
+constexpr int64_t ONE_TILE_BYTES = 10 << 10;
 // Inputs after which the next rows come to the same weights. Of few rows all stay in the first cache beside these
 // weights (16 rows of 576 inputs: 202 GFLOP/s without, 230 with), of many rows the weights alone, in the second.
 constexpr int64_t FEW_ROWS_INPUTS = 256, MANY_ROWS_INPUTS = 2048;
 
-// Where computing takes about as long as reading, what comes next has to be fetched, or the one waits for the other.
-constexpr int64_t INPUTS_AHEAD = 128;
-
-// Of P: MAX_ROWS, STEP_INPUTS, panels_at_once(rows, is_many), and
-// tile<ROWS, PANELS>(row, panel, first step, last step, steps ahead to fetch), which goes on from c when the first step
-// is not 0.
+// Of P: MAX_ROWS, STEP_INPUTS, INPUT_BYTES, FEW_TILES (up to which rows are few), panels_at_once(rows, is_many), and
+// tile<ROWS, PANELS>(row, panel, first step, last step, ahead), which goes on from c when the first step is not 0, and
+// fetches the weights so many steps ahead: computing takes about as long as reading here, and would wait for it.
 template <class P, int ROWS, bool IS_MANY>
 void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step,
                   int64_t ahead) {
@@ -58,8 +57,7 @@ template <class P, bool IS_MANY, int ROWS = P::MAX_ROWS>
 void rows_of_tiles(const P& product, int64_t rows, int64_t row, int64_t panel, int64_t end_panel, int64_t step,
                    int64_t end_step, int64_t ahead) {
     if (rows == ROWS) return row_of_tiles<P, ROWS, IS_MANY>(product, row, panel, end_panel, step, end_step, ahead);
-    // Many rows are cut into tiles of more than half the height.
-    if constexpr (ROWS > (IS_MANY ? P::MAX_ROWS / 2 : 1))
+    if constexpr (ROWS > 1)
         rows_of_tiles<P, IS_MANY, ROWS - 1>(product, rows, row, panel, end_panel, step, end_step, ahead);
 }
 
@@ -80,9 +78,9 @@ void blocks(const P& product, int64_t rows, int64_t tiles, int64_t panels, int64
 template <class P>
 void multiply(const P& product, int64_t rows, int64_t panels, int64_t steps) {
     const int64_t tiles = (rows + P::MAX_ROWS - 1) / P::MAX_ROWS;
-    const int64_t ahead = rows > 4 ? INPUTS_AHEAD / P::STEP_INPUTS : 0;
-    if (tiles == 1) return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, ahead);
-    if (tiles <= FEW_TILES) return blocks<P, false>(product, rows, tiles, panels, steps);
+    if (tiles == 1 && rows * steps * P::STEP_INPUTS * P::INPUT_BYTES <= ONE_TILE_BYTES)
+        return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, 0);
+    if (tiles <= P::FEW_TILES) return blocks<P, false>(product, rows, tiles, panels, steps);
     blocks<P, true>(product, rows, tiles, panels, steps);
 }
 

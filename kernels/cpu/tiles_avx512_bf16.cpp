@@ -23,7 +23,9 @@ inline __m512bh pair_of(const char* x) {
 struct Bf16Product {
     // 8 rows and 3 panels: 24 sums, 3 weights and a row's pair are what 32 registers hold.
     static constexpr int MAX_ROWS = 8;
-    static constexpr int64_t STEP_INPUTS = 2;
+    static constexpr int64_t STEP_INPUTS = 2, INPUT_BYTES = 2;
+    // One panel at a time hides no latency here: 16 rows of 576 inputs make 131 GFLOP/s, three at a time 190.
+    static constexpr int64_t FEW_TILES = 0;
     static constexpr int panels_at_once(int, bool is_many) { return is_many ? 3 : 1; }
 
     const uint16_t* x;
@@ -34,7 +36,7 @@ struct Bf16Product {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t ahead) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* weight = panels + panel * size + first_pair * 2 * PANEL;
         float* to = c + row * c_stride + panel * PANEL;
@@ -50,8 +52,6 @@ struct Bf16Product {
 #pragma GCC unroll 16
             for (int p = 0; p < PANELS; p++)
                 weights[p] = (__m512bh)_mm512_loadu_si512(weight + p * size);
-            if (PANELS == 1 && ROWS > 4)
-                _mm_prefetch(reinterpret_cast<const char*>(weight + ahead * 2 * PANEL), _MM_HINT_T0);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const __m512bh pair = pair_of(from[r]);

@@ -1,10 +1,12 @@
-"""A tiny HTTP server that answers /generate_stream as its script says: the load generator's opposite in tests.
+"""A tiny HTTP server that answers as its script says: the load generator's opposite in tests.
 
-It knows sockets and frames, nothing of bench/.
+It speaks LightLLM's frames, and OpenAI's chunks to who sends a `prompt`. It knows sockets and nothing of bench/.
+`python -m tests.bench.scripted_server PORT` serves the plain script.
 """
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +29,10 @@ class Script:
     hang_after: int | None = None  # nothing more comes after so many tokens, until the client goes away
     has_end_chunk: bool = True
     raw: bytes | None = None  # sent in place of everything
+    counts_by: str = (
+        "usage"  # OpenAI: "usage" or "timings" in each chunk, "end": usage in the last one alone, "nothing"
+    )
+    tokens_per_chunk: int = 1  # OpenAI
 
 
 @dataclass
@@ -41,8 +47,10 @@ class Server:
 
 
 @asynccontextmanager
-async def scripted_server(script: Callable[[int], Script] = lambda index: Script()) -> AsyncIterator[Server]:
-    """Serves on a free port; `script(i)` says how the i-th request is answered."""
+async def scripted_server(
+    script: Callable[[int], Script] = lambda index: Script(), port: int = 0
+) -> AsyncIterator[Server]:
+    """Serves, on a free port unless one is named; `script(i)` says how the i-th request is answered."""
     seen = Server()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +69,7 @@ async def scripted_server(script: Callable[[int], Script] = lambda index: Script
             seen.num_open -= 1
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield seen
@@ -84,6 +92,9 @@ async def answer(
         await writer.drain()
         return
     writer.write(HEAD)
+    if "prompt" in body:
+        await answer_in_chunks(script, body, writer)
+        return
     asked = body["parameters"]["max_new_tokens"]
     num_tokens = asked if script.num_tokens is None else script.num_tokens
     counts = script.counts or list(range(1, num_tokens + 1))
@@ -121,6 +132,39 @@ async def answer(
     await writer.drain()
 
 
+async def answer_in_chunks(script: Script, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    """OpenAI's way: chunks with text, the reason in the last of them, perhaps the usage, then [DONE]."""
+    asked = body["max_tokens"] if script.num_tokens is None else script.num_tokens
+    usage = {"prompt_tokens": script.prompt_tokens or len(body["prompt"]), "completion_tokens": 0}
+    for first in range(0, asked, script.tokens_per_chunk):
+        number = min(first + script.tokens_per_chunk, asked)
+        choice = {"index": 0, "text": "x", "finish_reason": script.finish_reason if number == asked else None}
+        chunk: dict[str, Any] = {"choices": [choice]}
+        if script.counts_by == "usage":
+            chunk["usage"] = usage | {"completion_tokens": number}
+        elif script.counts_by == "timings":
+            chunk["timings"] = {"predicted_n": number}
+        write_chunk(writer, b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await writer.drain()
+        await asyncio.sleep(0)
+    if script.counts_by != "nothing":
+        last = {"choices": [], "usage": usage | {"completion_tokens": asked}}
+        write_chunk(writer, b"data: " + json.dumps(last).encode() + b"\n\n")
+    write_chunk(writer, b"data: [DONE]\n\n")
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
 def write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     """One chunk of the chunked coding."""
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+async def main(port: int) -> None:
+    """Until it is killed."""
+    async with scripted_server(port=port):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))

@@ -43,6 +43,16 @@ def test_a_storm_of_kills_the_matrix_and_the_cancels_lose_nothing() -> None:
     asyncio.run(run())
 
 
+def test_a_storm_of_kills_loses_nothing_where_decode_workers_prefill() -> None:
+    async def run() -> None:
+        async with ChaosCluster(2, STEP_S, {"PDQ_DECODE__LOCAL_PREFILL": "always"}) as cluster:
+            stormed = await storm(cluster, num_streams=12, num_kills=4, seed=2, on_end=lambda: None)
+            assert (stormed.failures, stormed.difference, stormed.kills.total()) == ([], Difference(), 4)
+            assert stormed.census is not None and stormed.census.is_clean
+
+    asyncio.run(run())
+
+
 def test_the_matrix_is_whole() -> None:
     assert len(set(cells())) == len(Target) * len(Phase) * len(Fault) == 90
     assert set(SOME_CELLS) <= set(cells())

@@ -20,7 +20,7 @@ def test_token_frame() -> None:
         b'{"token":{"id":3555,"text":" What","logprob":-1.8383,"special":false,"count_output_tokens":1,'
         b'"prompt_tokens":4},"generated_text":null,"finished":false,"finish_reason":null,"details":null}'
     )
-    assert lightllm_style.parse_frame(payload) == Frame(output_tokens=1, prompt_tokens=4)
+    assert lightllm_style.parse_frame(payload) == Frame(output_tokens=1, prompt_tokens=4, text=" What")
 
 
 def test_last_frame() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from broker.client import Broker
 from broker.job_queue import QueueEntry
 from broker.request_log import Append, Taken
+from broker.subscription import Subscription
 from messages import (
     DecodeJob,
     FinishReason,
@@ -16,8 +17,12 @@ from messages import (
     Phase,
     PrefillJob,
     Priority,
+    RelayedEvent,
+    RelayedEvents,
     SamplingParams,
     TokenEvent,
+    decode,
+    encode,
 )
 
 API_ID = "api-1"
@@ -59,10 +64,29 @@ async def begin(broker: Broker, request_id: str = "request", n: int = 1) -> tupl
     return entry, taken
 
 
-async def relayed(broker: Broker, api_id: str = API_ID) -> list[dict[bytes, bytes]]:
-    """What each entry of the relay holds."""
+async def relayed(broker: Broker, api_id: str = API_ID) -> list[dict[str, TokenEvent]]:
+    """What each entry of the relay holds, each event by "member:index"."""
     entries: Any = await broker.redis.xrange(broker.keys.relay(api_id))
-    return [fields for _, fields in entries]
+    found = []
+    for _, fields in entries:
+        events = decode(fields[b"events"], RelayedEvents).events
+        found.append({f"{each.member}:{each.index}": each.event for each in events})
+        assert len(found[-1]) == len(events)
+    return found
+
+
+def relay_entry(*events: tuple[str, int, TokenEvent]) -> dict[Any, Any]:
+    """The fields of a relay's entry with those events."""
+    return {"events": encode(RelayedEvents([RelayedEvent(*event) for event in events]))}
+
+
+async def take_all(subscription: Subscription, within_s: float = 20.0) -> list[TokenEvent]:
+    """Everything up to and with the terminal event."""
+    events: list[TokenEvent] = []
+    async with asyncio.timeout(within_s):
+        while not events or events[-1].finish_reason is None:
+            events += await subscription.take()
+    return events
 
 
 async def num_blocked(broker: Broker) -> int:

@@ -10,6 +10,7 @@ import fakeredis
 import pytest
 
 from broker.client import REDIS_AWAY, assemble_broker, display_url, open_broker
+from broker.connection_pool import MAX_CONNECTIONS
 from broker.keys import Keys
 from messages import BrokerError, Phase
 from settings import QueueSettings, RedisSettings, StreamSettings
@@ -137,5 +138,17 @@ def test_who_is_patient_waits_for_any_length_and_who_is_not_says_so_in_time(
                 assert not waiting.done()
                 await asyncio.to_thread(come)
                 assert await asyncio.wait_for(waiting, 5) == 0
+
+    asyncio.run(main())
+
+
+def test_a_burst_waits_for_its_turn(open_test_broker: OpenTestBroker) -> None:
+    """A thousand clients at once: none of their commands is refused for want of a connection."""
+
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            assert all(await asyncio.gather(*(broker.redis.ping() for _ in range(1000))))
+            clients = await broker.redis.info("clients")
+            assert clients["connected_clients"] <= MAX_CONNECTIONS + 10  # other tests' clients
 
     asyncio.run(main())

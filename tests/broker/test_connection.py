@@ -2,7 +2,12 @@
 
 import asyncio
 import time
+from typing import Any
 
+import pytest
+from redis.asyncio.connection import Connection
+
+from broker.connection import PromptConnection
 from tests.conftest import OpenTestBroker
 
 
@@ -43,5 +48,30 @@ def test_a_task_may_use_redis_while_it_is_being_cancelled(open_test_broker: Open
             working_again.cancel()
             await asyncio.wait([working_again], timeout=5)
             assert depths and set(depths) == {0}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("PING",),
+        ("CONFIG RESETSTAT",),
+        ("XADD", "key", "MAXLEN", b"~", 4096, "*", "naïve", b"\x00\r\n", -3, 0.1, 1e300),
+        (b"GET", bytearray(b"key"), memoryview(b"more")),
+        ("SET", "key", "x" * 10_000),
+    ],
+)
+def test_commands_are_packed_as_redis_py_packs_them(command: tuple[Any, ...]) -> None:
+    assert b"".join(PromptConnection().pack_command(*command)) == b"".join(Connection().pack_command(*command))
+
+
+def test_more_than_the_socket_takes_is_sent_too(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            sizes = [1, 1 << 16, 1 << 23, 3]
+            for size in sizes:
+                await broker.redis.set(broker.keys.pulse(), b"x" * size)
+                assert await broker.redis.strlen(broker.keys.pulse()) == size
 
     asyncio.run(main())

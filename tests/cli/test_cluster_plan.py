@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.cluster_plan import cluster_children, redis_child, shared_knobs
+from cli.cluster_plan import cluster_children, nursery_child, nursery_path, redis_child, shared_knobs
 from cli.model import client_name
 from cli.options import environment, overrides
 from messages import Role
@@ -84,3 +84,14 @@ def test_decode_workers_are_told_to_leave_a_small_shared_memory_alone(
                 if name.startswith("PDQ_DECODE"):
                     patched.setenv(name, value)
             assert load_settings().decode.export_pool is has_room
+
+
+def test_workers_and_nobody_else_are_the_nurserys() -> None:
+    path = nursery_path(Path("/run/x"))
+    knobs = shared_knobs(Settings(), Path("/m"), "m", "r")
+    children = cluster_children(knobs, {Role.PREFILL: 1, Role.DECODE: 1}, path)
+    assert [child.nursery for child in children] == [path, path, None]  # the API has no torch
+    assert [child.nursery for child in cluster_children(knobs, {Role.PREFILL: 1})] == [None, None]
+    nursery = nursery_child(Path("/run/x"))
+    assert nursery.command[-1] == str(path) and nursery.nursery is None
+    assert nursery.stop_order == 0, "nobody is to be forked while all end"

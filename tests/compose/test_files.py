@@ -102,3 +102,12 @@ def test_only_workers_see_what_handles_are_sealed_with(files: tuple[str, ...], e
         place = merged[name]["environment"]["PDQ_KV_TRANSFER__SECRET_FILE"]
         assert place == f"{mounts[name]['worker-secrets']['target']}/kv_secret"
         assert mounts[name]["worker-secrets"]["read_only"] is True
+
+
+def test_workers_on_a_cpu_map_one_file_of_packed_weights(engine: dict[str, str]) -> None:
+    merged = services(CPU_ONLY, engine)
+    for name in WORKERS:
+        (mount,) = (each for each in merged[name]["volumes"] if each["source"] == "packed-weights")
+        assert mount["target"] == merged[name]["environment"]["PDQ_MODEL__WEIGHTS_DIR"]
+        assert not mount.get("read_only")
+        assert merged[name]["environment"]["PDQ_MODEL__PATH"], "what the base file says is gone"

@@ -179,7 +179,6 @@ def test_every_rank_looks_at_its_own_bytes(shm_directory: Path) -> None:
         sender.follow(other)
         export = msgspec.structs.replace(sender.export("here"), ranks=(other,))
         handle = sender.offer("t", SOURCES, 40)
-        assert len(set(handle.checksums)) == 2
         receivers = [ShardReceiver(SPLIT, Shard(rank, 2), open_receiver) for rank in range(2)]
         for receiver in receivers:
             receiver.pull(handle, new_pool(2), TARGETS, export)
@@ -187,9 +186,6 @@ def test_every_rank_looks_at_its_own_bytes(shm_directory: Path) -> None:
         receivers[0].pull(handle, new_pool(2), TARGETS, export)
         with pytest.raises(KVTransferFailed, match="other bytes"):
             receivers[1].pull(handle, new_pool(2), TARGETS, export)
-        half = msgspec.structs.replace(handle, checksums=handle.checksums[:1])
-        with pytest.raises(KVTransferFailed, match="1 checksums in a handle of 2 ranks"):
-            receivers[0].pull(half, new_pool(2), TARGETS, export)
         for receiver in receivers:
             receiver.close()
 

@@ -25,6 +25,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, redis_url: str, tiny_dir: P
         "PDQ_QUEUE__LEASE_S": "20",
         "PDQ_QUEUE__CLOCK_TOLERANCE_S": "0.05",
         "PDQ_PREFILL__TOKEN_BUDGET": "16",
+        "PDQ_DECODE__LOCAL_PREFILL": "never",  # prefill workers are stopped to make prompts wait
         "PDQ_KV_TRANSFER__RELEASE_CHECK_S": "0.1",
     }
     with running_cluster(tmp_path_factory.mktemp("narrow"), redis_url, tiny_dir, env) as running:

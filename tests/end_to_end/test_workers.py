@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from broker.request_log import Taken
-from decode_worker.worker import IDLE_WAIT_S
+from decode_worker.batch import IDLE_WAIT_S
 from engine.sequence import Sequence
 from kv_transfer.seal import Seal
 from messages import (
@@ -181,7 +181,7 @@ def test_a_lost_release_leaks_no_block(play: Play) -> None:
         async def lose(job: object) -> None:
             pass
 
-        decode.worker.release = lose  # type: ignore[union-attr, method-assign]
+        decode.worker.admission.release = lose  # type: ignore[union-attr, method-assign]
         await cluster.ended(await cluster.send(PROMPT, 12))
         await cluster.until_clean()
 
@@ -600,7 +600,7 @@ def test_what_a_drained_worker_ran_goes_on_elsewhere_without_prefill(play: Play)
         taker.runner.before_step = lambda sequences: time.sleep(0.01)
         num_prefilled = prefill.runner.num_computed
         await first.stop()
-        assert taker.worker.num_here == 5, "it goes as soon as all is pulled"  # type: ignore[union-attr]
+        assert taker.worker.batch.num_here == 5, "it goes as soon as all is pulled"  # type: ignore[union-attr]
         assert taker.receiver is not None and taker.receiver.counts["shared_memory"].pulls == 5
         assert first.worker.space.num_used == 0
         first.worker.space.check_integrity()
@@ -672,21 +672,20 @@ def test_a_worker_that_is_killed_while_it_drains_loses_nothing(play: Play, is_po
     async def scenario(cluster: ScriptedCluster) -> None:
         _, first, prompts = await running_on_one(cluster, 2)
         await start_taker(cluster, busy_until=asyncio.Event())
-        offers, gate = first.worker.drain._offers, Gate()  # type: ignore[union-attr]
-        checksums = offers.checksums  # type: ignore[union-attr]
+        hand_over, handed_over = first.worker.intake.hand_over, list[str]()
 
-        def hold_the_second(block_ids: list[int]) -> tuple[int, ...]:
-            if len(offers) == 1:  # type: ignore[arg-type]
-                gate(block_ids)
-            return checksums(block_ids)
+        async def hold_the_second(claim: Any, *given: Any) -> bool:
+            handed_over.append(claim.job.request_id)
+            if len(handed_over) == 2:
+                await asyncio.Event().wait()
+            return await hand_over(claim, *given)
 
-        offers.checksums = hold_the_second  # type: ignore[union-attr, method-assign]
+        first.worker.intake.hand_over = hold_the_second  # type: ignore[method-assign, assignment]
         first.worker.stopping.set()
-        await cluster.until(gate.reached.is_set, "one is offered, the other is not")
+        await cluster.until(lambda: len(handed_over) == 2, "one is handed over, the other is not")
         first.die()
         if not is_pool_left:
             first.close()
-        gate.opened.set()
         cluster.start_decode()  # takes the one from the queue, and the other once its lease is over
         await ended_as_expected(cluster, prompts)
 
@@ -751,7 +750,7 @@ def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: 
             request_ids.append(await cluster.send(PROMPT * 8, 50))
             await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
             request_ids.append(await cluster.send(PROMPT * 8, 50))
-            await cluster.until(lambda: first.worker.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+            await cluster.until(lambda: first.worker.admission.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
         elif moment == "pulling":
             first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
             request_ids.append(await cluster.send(PROMPT, 50))

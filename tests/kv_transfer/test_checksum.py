@@ -59,7 +59,7 @@ def test_both_ends_decide_for_themselves(sender: KVSender, driver: ShmDriver, su
     without = KVReceiver("layout", BLOCK_BYTES, driver)
     without.pull(handle, pool(), [0, 1])
     with_it = KVReceiver("layout", BLOCK_BYTES, driver, summer=summer)
-    with_it.pull(msgspec.structs.replace(handle, checksums=()), pool(), [0, 1])
+    with_it.pull(msgspec.structs.replace(handle, is_summed=False), pool(), [0, 1])
     for receiver in (without, with_it):
         receiver.close()
 

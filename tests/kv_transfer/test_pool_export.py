@@ -56,7 +56,7 @@ def test_opening_twice_or_closing_twice_is_our_bug() -> None:
     ("word", "value", "reason"),
     [
         (0, 0, "no KV pool"),
-        (1, 2, "version 2"),
+        (1, 3, "version 3"),
         (3, 8192, "contradicts"),
         (6, 2**60, "contradicts"),
         (6, 11_000, "contradicts"),

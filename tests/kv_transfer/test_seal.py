@@ -11,12 +11,20 @@ from messages import ConfigError, DecodeJob, KVHandle, PoolExport, Role, WorkerS
 from settings import TransferSettings
 
 SEAL = Seal(b"0123456789abcdef")
-HANDLE = KVHandle("t", "prefill-1", "pdq-p-0", 7, 3, 5, "layout", 33, [4, 0, 9], 2, (11, 12))
+HANDLE = KVHandle("t", "prefill-1", "pdq-p-0", 7, 3, 5, "layout", 33, [4, 0, 9], 2, True)
 EXPORT = PoolExport(
     "prefill-1", "pdq-p-0", 7, "host", "cpu", 8, 16, {"nixl": b"n"}, (PoolExport("r", "pdq-r", 8, "h", "cpu", 8, 16),)
 )
 
-OTHER: dict[type, Any] = {str: "other", int: 99, list: [4, 9, 0], tuple: (), dict: {"nixl": b"m"}, bytes: b"x" * 32}
+OTHER: dict[type, Any] = {
+    str: "other",
+    int: 99,
+    bool: False,
+    list: [4, 9, 0],
+    tuple: (),
+    dict: {"nixl": b"m"},
+    bytes: b"x" * 32,
+}
 
 
 @pytest.mark.parametrize("name", [field.name for field in msgspec.structs.fields(KVHandle)])

@@ -171,3 +171,36 @@ def test_what_is_no_segment_is_not_opened(shm_directory: Path) -> None:
         path.rmdir() if kind == "directory" else path.unlink()
     with pytest.raises(KVTransferFailed, match="gone"):
         open_segment("pdq-x-0123456789abcdef", shm_directory)
+
+
+def test_of_a_segment_that_grows_only_the_reserved_part_has_memory(shm_directory: Path) -> None:
+    size, first = 1 << 20, 3 * 4096 + 5
+    segment = create_segment("worker-1", size, shm_directory, first_bytes=first)
+    path = shm_directory / segment.name
+
+    def reserved() -> int:
+        return os.stat(path).st_blocks * 512
+
+    assert len(segment.mapping) == os.stat(path).st_size == size
+    assert first <= reserved() < size // 2
+    segment.mapping[first - 1] = 7
+    segment.reserve(first, size // 2)
+    assert size // 2 <= reserved() < size
+    assert segment.mapping[first - 1] == 7 and bytes(segment.mapping[first : size // 2]) == bytes(size // 2 - first)
+    assert open_segment(segment.name, shm_directory).mapping[first - 1] == 7
+    assert segment.room_bytes() > 0
+    segment.remove()
+    segment.reserve(size // 2, size)  # closed meanwhile: nothing to do, and nobody to tell
+
+
+def test_a_segment_that_cannot_grow_says_so(shm_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = create_segment("worker-1", 1 << 20, shm_directory, first_bytes=4096)
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DeviceError, match="PDQ_KV__POOL_BYTES"):
+        segment.reserve(4096, 8192)
+    assert (shm_directory / segment.name).exists()
+    segment.remove()

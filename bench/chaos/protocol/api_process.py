@@ -10,8 +10,9 @@ from bench.chaos.protocol.oracle import Oracle, Violation
 from bench.chaos.protocol.process import Process
 from broker.client import Broker
 from broker.deadline import deadline_event, now_ms
-from broker.relay import RelayReader, Subscription
+from broker.relay import RelayReader
 from broker.request_log import CancelIf
+from broker.subscription import Subscription
 from messages import FinishReason, GenerationRequest, QueueFull, TokenEvent
 
 API_ID = "api-0"
@@ -88,22 +89,21 @@ class Api:
         request = client.request
         while True:
             try:
-                async with asyncio.timeout(_patience_s(request)):
-                    index, event = await subscription.get()
+                events = await subscription.take(_patience_s(request))
             except TimeoutError:
                 await self.broker.requests.finish(request.request_id, choice, deadline_event(request))
                 return
-            if index != len(received):
-                raise Violation(f"{client.request.request_id}:{choice}: event {index} came as number {len(received)}")
-            if index >= len(truth.events) or event != truth.events[index]:
-                raise Violation(f"{client.request.request_id}:{choice}: event {index} is not what was published")
-            received.append(event)
-            if event.finish_reason is not None:
-                return
-            if client.stop_after is not None and len(received) >= client.stop_after:
-                truth.is_cancelled = True
-                await self.broker.requests.finish(client.request.request_id, choice, STOPPED)
-                return
+            for event in events:
+                index = len(received)
+                if index >= len(truth.events) or event != truth.events[index]:
+                    raise Violation(f"{client.request.request_id}:{choice}: event {index} is not what was published")
+                received.append(event)
+                if event.finish_reason is not None:
+                    return
+                if client.stop_after is not None and len(received) >= client.stop_after:
+                    truth.is_cancelled = True
+                    await self.broker.requests.finish(client.request.request_id, choice, STOPPED)
+                    return
 
     async def _end(self, client: Client, unfinished: set[int], subscriptions: list[Subscription]) -> None:
         for subscription in subscriptions:

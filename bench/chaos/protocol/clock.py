@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bench.chaos.protocol.fiber import pause
+
 EPOCH_S = 1_700_000_000.0  # what `time.time()` says at the beginning
 _READERS = ("broker", "prefill_worker", "decode_worker", "engine", "kv_transfer", "fakeredis")
 
@@ -34,6 +36,10 @@ class Clock:
     def time_ns(self) -> int:
         """See time.time_ns."""
         return int((EPOCH_S + self.now_s) * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        """See time.sleep: on a fiber, until the simulation lets it go on, whenever that is."""
+        pause()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)

@@ -46,6 +46,7 @@ def random_shape(source: random.Random) -> Shape:
         checksums=source.random() < 0.3,
         decode_exports=source.random() < 0.7,
         secret=source.choice((b"", b"sixteen bytes or more")),
+        local_prefill=source.choice(("never", "auto", "auto", "always")),
     )
 
 

@@ -17,6 +17,8 @@ from unittest.mock import patch
 from broker.intake import Intake
 from broker.offer_watch import OfferWatch
 from broker.scripts import load_script
+from decode_worker.admission import Admission
+from decode_worker.local_prefill import LocalPrefill
 from decode_worker.worker import DecodeWorker
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.offers import Offers
@@ -154,12 +156,12 @@ MUTANTS = (
     Mutant(
         "claims_not_held",
         "claims are not renewed",
-        _code(Intake, "next_claims", ("self._heartbeat.hold(entry)", "pass")),
+        _code(Intake, "_claims", ("self._heartbeat.hold(entry)", "pass")),
     ),
     Mutant(
         "never_reclaims",
         "what dead workers held is left",
-        _code(Intake, "next_claims", ("if time.monotonic() >= self._reclaim_at:", "if False:")),
+        _code(Intake, "_reclaim_if_due", ("if time.monotonic() >= self._reclaim_at", "if False")),
     ),
     Mutant(
         "free_before_withdraw",
@@ -187,20 +189,20 @@ MUTANTS = (
             PrefillWorker,
             "offer",
             (
-                "    if not await self.intake",
-                "    self.space.free(offer.handle.block_ids)\n    if not await self.intake",
+                "    if not is_handed_over",
+                "    self.space.free(offer.handle.block_ids)\n    if not is_handed_over",
             ),
         ),
     ),
     Mutant(
         "failed_pull_leaks",
         "the blocks of a failed pull are not freed",
-        _code(DecodeWorker, "admit", ("        self.free(sequence)\n", "")),
+        _code(Admission, "admit", ("        self.batch.free(sequence)\n", "")),
     ),
     Mutant(
         "old_kv",
         "KV older than the published tokens is taken",
-        _code(DecodeWorker, "admit", ("if sequence.num_tokens != job.kv_handle.num_tokens + 1:", "if False:")),
+        _code(Admission, "admit", ("if sequence.num_tokens != job.kv_handle.num_tokens + 1:", "if False:")),
     ),
     Mutant(
         "preempted_is_lost",
@@ -209,16 +211,25 @@ MUTANTS = (
             DecodeWorker,
             "preempt",
             (
-                "await self.send_back(one.claim, one.attempt)",
+                "await self.intake.hand_over(one.claim, one.prefill_job(one.claim.job.hop + 1), Phase.PREFILL_QUEUED)",
                 "await self.intake.done(one.claim)",
             ),
+        ),
+    ),
+    Mutant(
+        "freed_while_computed",
+        "who is refused gives its blocks back while a step still writes into them",
+        _code(
+            DecodeWorker,
+            "step",
+            ("refused = await self.publish()", "refused = await self.publish(); self.retire(refused)"),
         ),
     ),
     Mutant(
         "failed_pull_is_done",
         "a sequence whose pull failed is acknowledged and goes nowhere",
         _code(
-            DecodeWorker,
+            Admission,
             "admit",
             ("await self.send_back(claim, attempt=claim.attempt)", "await self.intake.done(claim)"),
         ),
@@ -234,6 +245,37 @@ MUTANTS = (
                 "    epoch = (await self._broker.requests.states([claim.key]))[0].epoch\n    return await self._broker",
             ),
         ),
+    ),
+    Mutant(
+        "sought_is_lost",
+        "seek.lua takes a job out of the prefill queue and puts it nowhere",
+        _script("seek", ("    redis.call('XADD', KEYS[2 + num_classes + class], '*', unpack(entry[2]))\n", "")),
+    ),
+    Mutant(
+        "passed_on_is_lost",
+        "a decode worker acknowledges a prompt that it will not prefill",
+        _code(
+            LocalPrefill,
+            "pass_on",
+            ("await self.intake.hand_over(claim, again, Phase.PREFILL_QUEUED)", "await self.intake.done(claim)"),
+        ),
+    ),
+    Mutant(
+        "local_acked_early",
+        "a prompt that is prefilled locally is acknowledged before its sequence has ended",
+        _code(
+            LocalPrefill,
+            "publish",
+            (
+                "        self.batch.join(one)\n",
+                "        self.batch.join(one)\n        await self.intake.done(one.claim)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "cached_blocks_freed_twice",
+        "a prompt that is passed on gives back more than its cached blocks",
+        _code(LocalPrefill, "admit", ("    self.space.free(cached)\n", "    self.space.free(cached + cached)\n")),
     ),
     Mutant(
         "offers_stay",

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from bench.chaos.protocol.redis_server import Command, Link, SimulatedRedis
 from bench.chaos.protocol.toy_model import answer
-from broker.keys import GROUP, Keys
+from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import load_script
 from messages import DeadlineExceeded, FinishReason, GenerationRequest, Role, TokenEvent, decode
 
@@ -98,7 +98,7 @@ class Oracle:
     def _read_entries(self) -> dict[Entry, tuple[bytes, int]]:
         """(consumer, deliveries) of every entry that somebody has."""
         entries: dict[Entry, tuple[bytes, int]] = {}
-        for queue in (*self._keys.queues(Role.PREFILL), *self._keys.queues(Role.DECODE)):
+        for queue in (*self._keys.queues(Role.PREFILL), *self._keys.queues(Role.DECODE), *self._keys.queues(LOCAL)):
             for entry_id, pending in self._redis.pending(queue, GROUP).items():
                 entries[queue, entry_id.encode()] = pending.consumer_name, pending.times_delivered
         return entries

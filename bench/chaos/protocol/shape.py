@@ -4,6 +4,7 @@ Everything is small, so that pools run dry and leases run out within a few event
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from settings import (
     DecodeSettings,
@@ -38,6 +39,7 @@ class Shape:
     prefix_cache: bool = True
     checksums: bool = False
     decode_exports: bool = True  # so that a stopping decode worker offers what it has
+    local_prefill: Literal["auto", "always", "never"] = "never"  # by decode workers
     secret: bytes = b""  # that handles are sealed with
 
 
@@ -50,7 +52,7 @@ def settings_of(shape: Shape) -> Settings:
         ),
         stream=StreamSettings(keep_s=100_000),
         prefill=PrefillSettings(token_budget=shape.token_budget, max_running=shape.prefill_running),
-        decode=DecodeSettings(max_running=shape.decode_running),
+        decode=DecodeSettings(max_running=shape.decode_running, local_prefill=shape.local_prefill),
         kv_transfer=TransferSettings(max_offers=shape.max_offers),
     ).model_copy(
         # Production's blocks are larger than all that is said here.

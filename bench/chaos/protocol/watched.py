@@ -53,9 +53,10 @@ class WatchedSender(KVSender):
         transfer_id: str,
         block_ids: Sequence[int],
         num_tokens: int,
-        checksums: tuple[int, ...] | None = None,
+        *,
+        sums_follow: bool = False,
     ) -> KVHandle:
-        handle = super().offer(transfer_id, block_ids, num_tokens, checksums)
+        handle = super().offer(transfer_id, block_ids, num_tokens, sums_follow=sums_follow)
         self.offered.bytes[transfer_id] = _bytes_of(self.buffer, self._head.shape.block_bytes, block_ids)
         self.standing[transfer_id] = handle
         return handle

@@ -28,7 +28,7 @@ from kv_transfer.host import host_id
 from kv_transfer.offers import Offer
 from kv_transfer.seal import Seal
 from kv_transfer.segment import sweep_segments
-from messages import Role
+from messages import DecodeJob, Role
 from prefill_worker.worker import PrefillWorker
 from settings import Settings
 
@@ -66,7 +66,8 @@ class SimulatedWorker:
         self.heartbeat._redis = open_blocking(process)
         self.heartbeat.before_beat = self._note_claims
         self.heartbeat.on_tick.append(lambda: sweep_segments(directory))
-        self.space = WatchedSpace(num_blocks, settings.kv.block_size, role is Role.PREFILL and settings.kv.prefix_cache)
+        has_cache = settings.kv.prefix_cache and (role is Role.PREFILL or shape.local_prefill != "never")
+        self.space = WatchedSpace(num_blocks, settings.kv.block_size, has_cache)
         blocks = layout(settings.kv.block_size)
         layout_hash = blocks.hash(MODEL_HASH)
         driver = PausingDriver(directory)
@@ -96,6 +97,8 @@ class SimulatedWorker:
             self.heartbeat.on_tick.append(self.receiver.prune)
             self.worker = DecodeWorker(*parts, pool, self.space, self.receiver, seal, self.sender)
             self.board.max_running = settings.decode.max_running
+            for num_tokens in (1, 5):  # as it measures at its start
+                self.worker.local.pace.note(num_tokens, 0.001 * num_tokens)
         self.board.ready(model_hash=MODEL_HASH, block_size=settings.kv.block_size, num_blocks=num_blocks)
         process.start_thread(
             "heartbeat", lambda: self.heartbeat.begin(process.redis.clock), self._note_end_of_heartbeat
@@ -162,14 +165,15 @@ class SimulatedWorker:
         worker = self.worker
         if isinstance(worker, PrefillWorker):
             return bool(worker.running or worker.waiting)
-        return bool(worker.running or worker.joining or worker.num_pulling)
+        return bool(worker.admission.num_claimed or worker.unpublished)
 
     def has_decoded_from(self, owner: str) -> bool:
         """Whether a sequence that it pulled from that worker has got on since."""
         worker = self.worker
         return isinstance(worker, DecodeWorker) and any(
-            one.claim.job.kv_handle.worker_id == owner
-            and one.sequence.num_tokens > one.claim.job.kv_handle.num_tokens + 1
+            isinstance(job := one.claim.job, DecodeJob)
+            and job.kv_handle.worker_id == owner
+            and one.sequence.num_tokens > job.kv_handle.num_tokens + 1
             for one in worker.running
         )
 
@@ -205,9 +209,13 @@ class SimulatedWorker:
         if worker.stopping.is_set():  # it hands on what it has, and renews no longer what is on its way
             self.process.renewing = frozenset()
             return
-        held = (*worker.running, *(worker.waiting if isinstance(worker, PrefillWorker) else worker.joining))
+        if isinstance(worker, PrefillWorker):
+            held: list[Any] = [*worker.running, *worker.waiting]
+        else:
+            held = [*worker.batch.here, *(output.one for output in worker.unpublished)]
         self.process.renewing = frozenset(
-            (self.heartbeat._keys.queue(self.role, one.claim.priority), one.claim.entry.entry_id) for one in held
+            (self.heartbeat._keys.queue(one.claim.entry.queue, one.claim.priority), one.claim.entry.entry_id)
+            for one in held
         )
 
     def _check_freed(self, block_ids: list[int]) -> None:

@@ -24,7 +24,7 @@ from bench.chaos.protocol.shape import LEASE_S, MAX_ATTEMPTS, Shape, settings_of
 from bench.chaos.protocol.watched import Offered
 from bench.chaos.protocol.workers import SimulatedWorker
 from broker.client import Broker, assemble_broker
-from broker.keys import Keys
+from broker.keys import LOCAL, Keys
 from messages import Role
 
 NUM_WORKERS = 2  # of each role
@@ -84,7 +84,7 @@ class World:
     @property
     def queues(self) -> list[str]:
         """Every stream of jobs."""
-        return [queue for role in Role for queue in self.keys.queues(role)]
+        return [queue for name in (*Role, LOCAL) for queue in self.keys.queues(name)]
 
     @property
     def busy(self) -> list[SimulatedWorker]:
@@ -147,7 +147,7 @@ class World:
         """As an API process and every worker does at its start."""
         process = Process("first", self.redis)
         broker = self._assemble(process)
-        for queue in (broker.prefill_queue, broker.decode_queue):
+        for queue in (broker.prefill_queue, broker.decode_queue, broker.local_queue):
             task = process.run(queue.ensure())
             while not task.done():
                 for link in [link for link in process.links if link.can_serve]:

@@ -1,0 +1,70 @@
+// The ledger of cores: a page of shared memory with a slot per worker, in which it stamps the time while it computes.
+//
+// A worker computes if its stamp is fresh. So nobody has to give anything back: who waits for work, who was killed and
+// who was stopped have stale stamps, and the others take their cores at the next section of their work. kernels/cores.py
+// makes the page and chooses the slot.
+
+#include "cores.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace pdq {
+namespace {
+
+// Longer than a decode worker's pause between two steps (about 1 ms), shorter than anybody would miss a core.
+constexpr int64_t FRESH_NS = 3'000'000;
+
+struct alignas(64) Slot {
+    std::atomic<int64_t> computed_ns;
+};
+
+Slot* ledger = nullptr;  // null: nobody to share with
+int64_t num_slots = 0, own_slot = 0;
+std::atomic<int64_t> num_threads{1};
+
+int64_t now_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
+}
+
+}  // namespace
+
+int64_t threads_now() {
+    const int64_t threads = num_threads.load(std::memory_order_relaxed);
+    if (!ledger || threads == 1) return threads;
+    const int64_t now = now_ns();
+    int64_t computing = 1, before_us = 0;
+    for (int64_t slot = 0; slot < num_slots; slot++) {
+        if (slot == own_slot) continue;
+        const int64_t stamp = ledger[slot].computed_ns.load(std::memory_order_relaxed);
+        if (now - stamp >= FRESH_NS) continue;
+        computing++;
+        before_us += slot < own_slot;
+    }
+    // What does not divide goes to those of the lowest slots.
+    return std::max<int64_t>(1, threads / computing + (before_us < threads % computing));
+}
+
+void show_computing() {
+    if (ledger) ledger[own_slot].computed_ns.store(now_ns(), std::memory_order_relaxed);
+}
+
+}  // namespace pdq
+
+#define PDQ_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Threads that a run may use, its caller's included; at least 1.
+PDQ_EXPORT void pdq_set_threads(int64_t threads) { pdq::num_threads.store(std::max<int64_t>(1, threads)); }
+
+PDQ_EXPORT int64_t pdq_threads_now() { return pdq::threads_now(); }
+
+// page: `slots` slots of 64 bytes, zeroed once, mapped by every worker that computes on the same cores; null: none.
+PDQ_EXPORT void pdq_share_cores(void* page, int64_t slots, int64_t slot) {
+    pdq::num_slots = slots;
+    pdq::own_slot = slot;
+    pdq::ledger = static_cast<pdq::Slot*>(page);
+}
