@@ -37,6 +37,7 @@ class PanelLinear:
     dtype = torch.bfloat16
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self._linear = native_function(library, "linear", [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE])
         self.packer = Packer(library)
 
@@ -68,6 +69,7 @@ class FloatLinear:
     dtype = torch.float32
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         signature = [_POINTER, _SIZE, *[_POINTER] * 3, *[_SIZE] * 3]
         self._linear = native_function(library, "linear_f32", signature)
         self._pack = native_function(library, "linear_pack_f32", [_POINTER, _POINTER, _SIZE, _SIZE])

@@ -9,7 +9,7 @@ Knows no model and no file.
 """
 
 import ctypes
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -84,7 +84,7 @@ class Packer:
         self._memory = PanelMemory()
         self._bf16, self._int8, self._int4 = library.pdq_pack_bf16, library.pdq_pack_int8, library.pdq_pack_int4
         for function, num_pointers in ((self._bf16, 1), (self._int8, 2), (self._int4, 3)):
-            function.argtypes = [*[c_void_p] * num_pointers, c_int64, c_int64, c_void_p, c_int]
+            function.argtypes = [*[c_void_p] * num_pointers, c_int64, c_int64, c_void_p]
             function.restype = None
 
     def pack(self, weight: Tensor) -> PanelMatrix:
@@ -93,7 +93,7 @@ class Packer:
         outs, ins = weight.shape
         weight = weight.contiguous()
         matrix = self._empty(Kind.BF16, ins, outs)
-        self._bf16(weight.data_ptr(), ins, outs, matrix.panels.data_ptr(), torch.get_num_threads())
+        self._bf16(weight.data_ptr(), ins, outs, matrix.panels.data_ptr())
         return matrix
 
     def pack_codes(self, weight: Codes) -> PanelMatrix:
@@ -105,13 +105,13 @@ class Packer:
             assert codes.dtype == torch.int8
             matrix = self._empty(Kind.INT8, ins, outs)
             to = matrix.panels.data_ptr()
-            self._int8(codes.data_ptr(), scales.data_ptr(), ins, outs, to, torch.get_num_threads())
+            self._int8(codes.data_ptr(), scales.data_ptr(), ins, outs, to)
             return matrix
         minima = weight.minima.contiguous()
         assert codes.dtype == torch.uint8 and minima.shape == scales.shape and minima.dtype == torch.float16
         matrix = self._empty(Kind.INT4, ins, outs)
         pointers = codes.data_ptr(), scales.data_ptr(), minima.data_ptr()
-        self._int4(*pointers, ins, outs, matrix.panels.data_ptr(), torch.get_num_threads())
+        self._int4(*pointers, ins, outs, matrix.panels.data_ptr())
         return matrix
 
     def _empty(self, kind: Kind, ins: int, outs: int) -> PanelMatrix:

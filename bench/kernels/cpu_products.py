@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.markdown import markdown_table
 from kernels import cpu_build
+from kernels.cores import use_cores
 from kernels.cpu_linear import PanelLinear
 from kernels.packed_linear import has_bfloat16_units
 from kernels.panel_memory import PanelMemory
@@ -49,6 +50,7 @@ def main() -> None:
     if library is None:
         raise SystemExit("there are no CPU kernels here")
     best = library.pdq_isa()
+    use_cores(library, options.threads, None)
     linears = PanelLinear(library)
     for model in SHAPES:
         cases: dict[tuple[str, str], dict[int, Callable[[], None]]] = {}

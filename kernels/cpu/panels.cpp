@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "team.h"
+
 #define PDQ_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace pdq {
@@ -12,14 +14,15 @@ namespace {
 
 // pack(first output, outputs, panel) for every panel, which is zero before.
 template <class Pack>
-void each_panel(int64_t kind, int64_t ins, int64_t outs, uint8_t* panels, int threads, Pack pack) {
+void each_panel(int64_t kind, int64_t ins, int64_t outs, uint8_t* panels, Pack pack) {
     const Matrix matrix{nullptr, kind, ins, outs};
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t panel = 0; panel < matrix.num_panels(); panel++) {
-        uint8_t* to = panels + panel * matrix.panel_bytes();
-        std::memset(to, 0, matrix.panel_bytes());
-        pack(panel * PANEL, std::min(PANEL, outs - panel * PANEL), to);
-    }
+    Team::of_process().run([&](Crew& crew) {
+        crew.each(matrix.num_panels(), [&](int64_t panel) {
+            uint8_t* to = panels + panel * matrix.panel_bytes();
+            std::memset(to, 0, matrix.panel_bytes());
+            pack(panel * PANEL, std::min(PANEL, outs - panel * PANEL), to);
+        });
+    });
 }
 
 }  // namespace
@@ -29,8 +32,8 @@ using pdq::GROUP;
 using pdq::PANEL;
 
 // weight: [outs][ins] bfloat16.
-PDQ_EXPORT void pdq_pack_bf16(const uint16_t* weight, int64_t ins, int64_t outs, uint8_t* panels, int threads) {
-    pdq::each_panel(pdq::BF16, ins, outs, panels, threads, [=](int64_t first, int64_t outputs, uint8_t* panel) {
+PDQ_EXPORT void pdq_pack_bf16(const uint16_t* weight, int64_t ins, int64_t outs, uint8_t* panels) {
+    pdq::each_panel(pdq::BF16, ins, outs, panels, [=](int64_t first, int64_t outputs, uint8_t* panel) {
         auto* to = reinterpret_cast<uint16_t*>(panel);
         for (int64_t output = 0; output < outputs; output++)
             for (int64_t i = 0; i < ins; i++)
@@ -39,10 +42,9 @@ PDQ_EXPORT void pdq_pack_bf16(const uint16_t* weight, int64_t ins, int64_t outs,
 }
 
 // codes: [outs][ins] int8; scales: [outs][groups] float16.
-PDQ_EXPORT void pdq_pack_int8(const uint8_t* codes, const uint16_t* scales, int64_t ins, int64_t outs, uint8_t* panels,
-                              int threads) {
+PDQ_EXPORT void pdq_pack_int8(const uint8_t* codes, const uint16_t* scales, int64_t ins, int64_t outs, uint8_t* panels) {
     const int64_t groups = (ins + GROUP - 1) / GROUP;
-    pdq::each_panel(pdq::INT8, ins, outs, panels, threads, [=](int64_t first, int64_t outputs, uint8_t* panel) {
+    pdq::each_panel(pdq::INT8, ins, outs, panels, [=](int64_t first, int64_t outputs, uint8_t* panel) {
         for (int64_t output = 0; output < outputs; output++)
             for (int64_t group = 0; group < groups; group++) {
                 uint8_t* to = panel + group * pdq::INT8_GROUP_BYTES;
@@ -56,9 +58,9 @@ PDQ_EXPORT void pdq_pack_int8(const uint8_t* codes, const uint16_t* scales, int6
 
 // codes: [outs][ins], 0..15; scales and minima: [outs][groups] float16.
 PDQ_EXPORT void pdq_pack_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* minima, int64_t ins,
-                              int64_t outs, uint8_t* panels, int threads) {
+                              int64_t outs, uint8_t* panels) {
     const int64_t groups = (ins + GROUP - 1) / GROUP;
-    pdq::each_panel(pdq::INT4, ins, outs, panels, threads, [=](int64_t first, int64_t outputs, uint8_t* panel) {
+    pdq::each_panel(pdq::INT4, ins, outs, panels, [=](int64_t first, int64_t outputs, uint8_t* panel) {
         for (int64_t output = 0; output < outputs; output++)
             for (int64_t group = 0; group < groups; group++) {
                 uint8_t* to = panel + group * pdq::INT4_GROUP_BYTES;

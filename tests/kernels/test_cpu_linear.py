@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build
+from kernels.cores import use_cores
 from kernels.cpu_linear import FloatLinear, PanelLinear
 
 Linears = Any  # FloatLinear or PanelLinear, each with its own weights
@@ -31,10 +32,9 @@ def linears(library: ctypes.CDLL, request: pytest.FixtureRequest) -> Linears:
 
 
 @pytest.fixture(autouse=True)
-def restore_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+def one_thread_after(library: ctypes.CDLL) -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
+    use_cores(library, 1, None)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -65,10 +65,10 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(lin
     # Large enough for a second thread already at one row.
     x, weight = randn(200, 1030, dtype=linears.dtype), linears.pack(randn(1100, 1030, seed=1, dtype=linears.dtype))
     bias = randn(1100, seed=2, dtype=linears.dtype)
-    torch.set_num_threads(1)
+    use_cores(linears.library, 1, None)
     wanted = linears.linear(x, weight, bias)
     for threads in (1, 2):
-        torch.set_num_threads(threads)
+        use_cores(linears.library, threads, None)
         for num_rows in (*range(1, 34), 48, 100, 200):
             for first in (0, 200 - num_rows):
                 rows = slice(first, first + num_rows)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_build, panels
+from kernels.cores import use_cores
 from kernels.cpu_linear import PanelLinear
 from kernels.panels import Codes, Kind, PanelMatrix
 
@@ -90,16 +91,15 @@ def test_is_the_twins_product_and_a_row_has_the_same_bits_in_any_company(
 def test_two_threads_give_the_same_bits(linears: PanelLinear, kind: Kind) -> None:
     # Large enough for a second thread already at one row.
     matrix, x = matrix_of(linears, kind, 2080, 4000), randn(40, 2080)
-    before = torch.get_num_threads()
     try:
         for num_rows in (1, 40):
-            torch.set_num_threads(1)
+            use_cores(linears.library, 1, None)
             one = linears.linear(x[:num_rows], matrix, None)
             assert_is_the_product(one, x[:num_rows], matrix)
-            torch.set_num_threads(2)
+            use_cores(linears.library, 2, None)
             assert torch.equal(linears.linear(x[:num_rows], matrix, None), one)
     finally:
-        torch.set_num_threads(before)
+        use_cores(linears.library, 1, None)
 
 
 @pytest.mark.parametrize("kind", [Kind.INT8, Kind.INT4])
