@@ -20,12 +20,12 @@ def test_token_frame() -> None:
         b'{"token":{"id":3555,"text":" What","logprob":-1.8383,"special":false,"count_output_tokens":1,'
         b'"prompt_tokens":4},"generated_text":null,"finished":false,"finish_reason":null,"details":null}'
     )
-    assert lightllm_style.parse_frame(payload) == Frame(output_tokens=1, prompt_tokens=4, text=" What")
+    assert lightllm_style.parse_frame(payload) == Frame(output_tokens=1, prompt_tokens=4, text=" What", token_id=3555)
 
 
 def test_last_frame() -> None:
     payload = b'{"token":{"id":2,"text":"","count_output_tokens":9},"finished":true,"finish_reason":"stop"}'
-    assert lightllm_style.parse_frame(payload) == Frame(9, None, "stop", is_end=True)
+    assert lightllm_style.parse_frame(payload) == Frame(9, None, "stop", is_end=True, token_id=2)
 
 
 def test_terminal_frame_without_a_token() -> None:

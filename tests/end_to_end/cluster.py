@@ -60,6 +60,8 @@ class Cluster:
                 # Several workers share few cores here; two threads each would wait for each other at every barrier.
                 "PDQ_PREFILL__NUM_THREADS": "1",
                 "PDQ_DECODE__NUM_THREADS": "1",
+                # Most tests are about what passes between two workers; test_local_prefill.py and test_serve.py are not.
+                "PDQ_DECODE__LOCAL_PREFILL": "never",
             }
             | env
         )
