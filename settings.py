@@ -178,6 +178,16 @@ class DecodeSettings(Section):
     local_prefill_max_ms: Milliseconds = Field(
         500.0, description="With auto: longest time (ms) for which one prompt may keep a decode worker busy."
     )
+    rest_share: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="While others compute on the same cores of a CPU (prompts, above all): for how long a decode step "
+        "leaves all of them to the others before the next one, as a share of the step. 0: never.",
+    )
+    rest_until_ms: Milliseconds = Field(
+        40.0, description="A decode step and that rest take at most so long together (ms): the streams' ITL meanwhile."
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 
 

@@ -6,6 +6,7 @@ engine; knows nothing of the steps of those who decode.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,17 @@ from broker.local_intake import LocalIntake
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.batch import IDLE_WAIT_S, Batch, wait
-from decode_worker.placement import Here, Limits, There, bid_for, chunk_tokens, is_local, plan_chunks, remote_workers
+from decode_worker.placement import (
+    Here,
+    Limits,
+    There,
+    are_beside,
+    bid_for,
+    chunk_tokens,
+    is_local,
+    plan_chunks,
+    remote_workers,
+)
 from decode_worker.prefill_pace import PrefillPace
 from decode_worker.running import Running
 from decode_worker.scheduler import can_admit
@@ -70,6 +81,7 @@ class LocalPrefill:
         self.read_step_s, self.read_way = read_step_s, read_way
         self.limits, self.pace = limits_of(settings), PrefillPace()
         self.remote = 0, 0.0  # prefill workers, their tokens per second
+        self.shares_cores = False  # with some of them
         self.remote_at = float("-inf")  # time.monotonic()
         self.stayed = Rolling(LOOK_WINDOW)
         self.stayed.note(1.0, 1)  # until it is known better
@@ -87,7 +99,8 @@ class LocalPrefill:
         """Take what suits, and see to it that nothing is left in the local queue by those who are gone."""
         while not stopping.is_set():
             if self.limits.mode == "auto" and time.monotonic() > self.remote_at + FIGURES_AGE_S:
-                self.remote = remote_workers(await self.broker.registry.live())
+                workers = await self.broker.registry.live()
+                self.remote, self.shares_cores = remote_workers(workers), are_beside(workers, socket.gethostname())
                 self.remote_at = time.monotonic()
             self.num_turns += 1
             bid = self.bid()
@@ -107,7 +120,7 @@ class LocalPrefill:
             return None
         looks = self.stayed.value >= LEAST_LOOK_SHARE or self.num_turns % LOOK_WINDOW == 0
         tries = time.monotonic() > self.measured_at + MEASURED_AGE_S
-        there = There(*self.remote, *self.read_way())
+        there = There(*self.remote, *self.read_way(), shares_cores=self.shares_cores)
         return bid_for(self.limits, self.here(), there, self.pace, looks=looks, tries=tries)
 
     def here(self) -> Here:

@@ -19,6 +19,7 @@ from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from decode_worker.admission import Admission
 from decode_worker.batch import Batch, wait
+from decode_worker.courtesy import Courtesy
 from decode_worker.drain import Drain
 from decode_worker.local_prefill import LocalPrefill
 from decode_worker.output import Output, take_over
@@ -77,6 +78,8 @@ class DecodeWorker:
         self.unpublished: list[Output] = []  # of the last step
         self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
+        self.last_step_s = 0.0
+        self.courtesy = Courtesy(settings.decode)
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -113,6 +116,10 @@ class DecodeWorker:
                     self.turns.rest()
                     self.show()  # what the last step freed
                     await wait(self.batch.work_came)
+                if self.running and self.courtesy.wants_rest():
+                    self.prepared = None  # somebody may leave meanwhile
+                    await self.settle()
+                    await self.courtesy.rest(self.last_step_s)
                 await self.step()
                 if self.batch.prefilling:
                     self.prepared = None  # somebody may leave meanwhile
@@ -155,7 +162,8 @@ class DecodeWorker:
                 self.space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
         self.retire(output.one for output in self.unpublished if output.is_last)
         self.prepared = self.running if can_go_on else None
-        self.pace.note(time.perf_counter() - began, 1)
+        self.last_step_s = time.perf_counter() - began
+        self.pace.note(self.last_step_s, 1)
 
     def show(self) -> None:
         """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""

@@ -61,6 +61,17 @@ def use_cores(library: ctypes.CDLL, num_threads: int, ledger: CoreLedger | None)
         _in_use.append(ledger)  # the library reads it until the process ends
 
 
+def are_wanted(library: ctypes.CDLL) -> bool:
+    """Whether another worker computes on our cores at the moment."""
+    library.pdq_threads_now.restype = library.pdq_num_threads.restype = c_int64
+    return bool(library.pdq_threads_now() < library.pdq_num_threads())
+
+
+def leave(library: ctypes.CDLL) -> None:
+    """The cores are the others' until we compute again."""
+    library.pdq_leave_cores()
+
+
 _in_use: list[CoreLedger] = []
 
 

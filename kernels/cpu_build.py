@@ -44,6 +44,11 @@ def load(cache_dir: Path = DEFAULT_CACHE_DIR, report: Report = lambda line: None
     return _loaded[0]
 
 
+def loaded() -> ctypes.CDLL | None:
+    """The library, if this process has loaded it."""
+    return _loaded[0] if _loaded else None
+
+
 def _load(directory: Path, report: Report) -> ctypes.CDLL | None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None  # the kernels are for x86-64; elsewhere torch's own are what there is

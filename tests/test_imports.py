@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": ROOT_MODULES | {"kernels"},
     "kv_transfer": ROOT_MODULES | {"kernels"},
     "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer"},
-    "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer"},
+    "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels"},
     "api": ROOT_MODULES | {"broker"},
     "bench": {"settings", "messages"},
     "cli": ROOT_MODULES | {"broker"},

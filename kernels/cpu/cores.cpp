@@ -60,7 +60,14 @@ void show_computing() {
 // Threads that a run may use, its caller's included; at least 1.
 PDQ_EXPORT void pdq_set_threads(int64_t threads) { pdq::num_threads.store(std::max<int64_t>(1, threads)); }
 
+PDQ_EXPORT int64_t pdq_num_threads() { return pdq::num_threads.load(); }
+
 PDQ_EXPORT int64_t pdq_threads_now() { return pdq::threads_now(); }
+
+// Until we compute again the cores are others', at once and not when the stamp is stale.
+PDQ_EXPORT void pdq_leave_cores() {
+    if (pdq::ledger) pdq::ledger[pdq::own_slot].computed_ns.store(0, std::memory_order_relaxed);
+}
 
 // page: `slots` slots of 64 bytes, zeroed once, mapped by every worker that computes on the same cores; null: none.
 PDQ_EXPORT void pdq_share_cores(void* page, int64_t slots, int64_t slot) {

@@ -1,0 +1,39 @@
+"""Leaving the cores to prompts that are computed on them, for a part of every step.
+
+Decode and prefill that share cores get one half each by the ledger (`kernels/cores.py`). Where decode steps follow each
+other without a pause, a prompt of 1,500 tokens every 2 s is more than the other half can compute, and prompts queue up.
+Knows no sequences and no queue.
+"""
+
+import asyncio
+import time
+
+from kernels import cores, cpu_build
+from settings import DecodeSettings
+
+LOOK_S = 0.002  # how soon the cores are taken back once nobody wants them
+
+
+def rest_s(step_s: float, share: float, until_s: float) -> float:
+    """How long to rest after a step that took `step_s`: a share of it, unless both together would exceed `until_s`."""
+    return max(0.0, min(share * step_s, until_s - step_s))
+
+
+class Courtesy:
+    """A decode worker's. Rests only where the C++ library computes, which alone keeps the ledger."""
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        self._share, self._until_s = settings.rest_share, settings.rest_until_ms / 1000
+        self._library = cpu_build.loaded()
+
+    def wants_rest(self) -> bool:
+        """Whether there is somebody to rest for."""
+        return self._library is not None and self._share > 0 and cores.are_wanted(self._library)
+
+    async def rest(self, step_s: float) -> None:
+        """Leave the cores to whoever wants them, after a step that took `step_s`; no longer than somebody does."""
+        assert self._library is not None
+        cores.leave(self._library)
+        end = time.perf_counter() + rest_s(step_s, self._share, self._until_s)
+        while (left_s := end - time.perf_counter()) > 0 and cores.are_wanted(self._library):  # noqa: ASYNC110 memory
+            await asyncio.sleep(min(left_s, LOOK_S))
