@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from decode_worker import local_prefill
 from decode_worker.worker import DecodeWorker
 from engine.sequence import Sequence
 from settings import QueueSettings, RedisSettings
@@ -124,7 +125,11 @@ def test_a_conversations_next_turn_is_computed_from_where_the_last_one_ended(pla
     play(scenario)
 
 
-def test_auto_looks_at_a_long_prompt_and_keeps_it_if_most_of_it_is_here(play: Play) -> None:
+def test_auto_looks_at_a_long_prompt_and_keeps_it_if_most_of_it_is_here(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_prefill, "are_beside", lambda workers, host: False)  # as if on hosts of their own
+
     async def scenario(cluster: ScriptedCluster) -> None:
         prefill, decode = cluster.start_prefill(), cluster.start_decode(local_prefill="auto")
         worker = local(decode).local

@@ -11,6 +11,7 @@ from decode_worker.placement import (
     Here,
     Limits,
     There,
+    are_beside,
     bid_for,
     chunk_tokens,
     is_local,
@@ -160,3 +161,18 @@ def test_the_prefill_workers_that_are_ready_count() -> None:
     assert remote_workers(workers) == (2, 1000.0)
     assert remote_workers([status(Role.PREFILL, ready, 0.0)]) == (1, 0.0)
     assert remote_workers([]) == (0, 0.0)
+
+
+def test_those_who_compute_on_the_same_cores_are_left_to_it() -> None:
+    beside = replace(NEAR, shares_cores=True)
+    assert bid_for(LIMITS, IDLE, NEAR, FAST, looks=True) is not None
+    assert bid_for(LIMITS, IDLE, beside, FAST, looks=True) is None
+    assert bid_for(LIMITS, IDLE, replace(beside, num_workers=0), FAST, looks=True) is not None
+    assert bid_for(replace(LIMITS, mode="always"), IDLE, beside, FAST, looks=True) is not None
+
+
+def test_who_is_beside() -> None:
+    ready = status(Role.PREFILL, WorkerState.READY, 1.0)
+    assert are_beside([ready], ready.host) and not are_beside([ready], "elsewhere")
+    assert not are_beside([status(Role.PREFILL, WorkerState.DRAINING, 1.0)], ready.host)
+    assert not are_beside([status(Role.DECODE, WorkerState.READY, 1.0)], ready.host)
