@@ -28,15 +28,23 @@ class _Cached(Generic[ValueT]):
 
     def __init__(self, read: Callable[[], Awaitable[ValueT]], max_age_s: float) -> None:
         self._read, self._max_age_s = read, max_age_s
-        self._lock = asyncio.Lock()
         self._known: tuple[float, ValueT] | None = None
+        self._reading: asyncio.Task[ValueT] | None = None
 
     async def get(self) -> ValueT:
-        async with self._lock:
-            now = time.monotonic()
-            if self._known is None or now - self._known[0] > self._max_age_s:
-                self._known = (now, await self._read())
+        now = time.monotonic()
+        if self._known is not None and now - self._known[0] <= self._max_age_s:
             return self._known[1]
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_at(now))
+        # A failure is shared too: who waited for one and then began a read of its own would wait twice as long as a
+        # command may take. Shielded, as who leaves is not to take the answer along.
+        return await asyncio.shield(self._reading)
+
+    async def _read_at(self, now: float) -> ValueT:
+        value = await self._read()
+        self._known = (now, value)
+        return value
 
 
 class ClusterView:

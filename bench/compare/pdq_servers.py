@@ -21,7 +21,10 @@ class Variant:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-VARIANTS = (Variant("pdq", "16-bit"),)
+VARIANTS = (
+    Variant("pdq", "16-bit"),
+    Variant("pdq int4", "4-bit", {"PDQ_MODEL__WEIGHTS": "int4"}),
+)
 
 
 def pdq_servers(model_dir: Path) -> list[Server]:
