@@ -1,19 +1,8 @@
 """Launchers of the C++ kernels but for linears: entries of the ops table on a CPU with AVX2, for float32 and bfloat16.
 
 Each takes and returns what its twin in `kernels/reference.py` does, checks types and strides, and hands pointers over.
-ctypes lets go of the GIL meanwhile. The threads are torch's: its OpenMP runtime, as many as `torch.set_num_threads`
-says. No result depends on the number of threads or on the other rows of a batch.
-
-SmolLM2-135M in bf16, context 200, AMD EPYC with AVX2 on two shared cores, best of two runs taken in turn (a median is
-up to 1.4x that, the machine is never quiet), ms, plain table -> these:
-
-    threads    B=1         B=4         B=16          prefill of 128    of 512
-    1          46 -> 21    87 -> 36    162 -> 90     484 -> 370        1945 -> 1894
-    2          31 -> 18    61 -> 27    102 -> 54     290 -> 211        1144 -> 1084
-
-Linears alone on two threads, at best: 18 GB/s at one row, 110 GFLOP/s at 16 rows, 160 at 128. Two threads want libgomp
-to wait a little before it sleeps (GOMP_SPINCOUNT=5000): a wake-up costs more than a small product; without it
-B=1 takes 20 to 27 ms.
+ctypes lets go of the GIL meanwhile. The threads are the library's own (`kernels/cpu/team.h`). No result depends on their
+number or on the other rows of a batch. A whole model goes another way: `kernels/decoder_step.py`.
 """
 
 import ctypes
