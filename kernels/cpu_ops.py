@@ -1,8 +1,8 @@
 """Launchers of the C++ kernels but for linears: entries of the ops table on a CPU with AVX2, for float32 and bfloat16.
 
 Each takes and returns what its twin in `kernels/reference.py` does, checks types and strides, and hands pointers over.
-ctypes lets go of the GIL meanwhile. The threads are the library's own (`kernels/cpu/team.h`). No result depends on their
-number or on the other rows of a batch. A whole model goes another way: `kernels/decoder_step.py`.
+ctypes lets go of the GIL meanwhile. The threads are the library's own (`kernels/cpu/team.h`). No result depends on how
+many they are, or on the other rows of a batch. A whole model goes another way: `kernels/decoder_step.py`.
 """
 
 import ctypes
