@@ -6,9 +6,10 @@ Knows no sequences and no queue.
 """
 
 import asyncio
+import ctypes
 import time
 
-from kernels import cores, cpu_build
+from kernels import cores
 from settings import DecodeSettings
 
 LOOK_S = 0.002  # how soon the cores are taken back once nobody wants them
@@ -22,9 +23,10 @@ def rest_s(step_s: float, share: float, until_s: float) -> float:
 class Courtesy:
     """A decode worker's. Rests only where the C++ library computes, which alone keeps the ledger."""
 
-    def __init__(self, settings: DecodeSettings) -> None:
+    def __init__(self, settings: DecodeSettings, library: ctypes.CDLL | None) -> None:
+        """library: by which this process computes; None: it computes otherwise, and never rests."""
         self._share, self._until_s = settings.rest_share, settings.rest_until_ms / 1000
-        self._library = cpu_build.loaded()
+        self._library = library
 
     def wants_rest(self) -> bool:
         """Whether there is somebody to rest for."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from ctypes import CDLL
 
 from broker.client import Broker
 from broker.heartbeat import Heartbeat
@@ -35,6 +36,7 @@ from engine.kv_pool import KVPool
 from engine.loading import LoadedModel, decode_graphs
 from engine.model_runner import ModelRunner, alone
 from engine.threads import on_passing_thread
+from kernels import cpu_build
 from kv_transfer.offers import Offers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal, open_seal
@@ -67,9 +69,10 @@ class DecodeWorker:
         seal: Seal | None = None,
         sender: KVSender | None = None,
         turns: StepTurns | None = None,
+        library: CDLL | None = None,
     ) -> None:
         """`sender`: of the pool where it is exported; without it nothing is offered when the worker stops. `turns`:
-        by which `receiver` waits."""
+        by which `receiver` waits. `library`: by which `runner` computes on cores that others may want."""
         self.turns = turns or StepTurns()
         self.settings, self.broker, self.board, self.heartbeat = settings, broker, board, heartbeat
         self.runner, self.space = runner, space
@@ -79,7 +82,7 @@ class DecodeWorker:
         self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.last_step_s = 0.0
-        self.courtesy = Courtesy(settings.decode)
+        self.courtesy = Courtesy(settings.decode, library)
         self.used_share = Rolling(SEQUENCE_WINDOW)
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -332,7 +335,10 @@ async def work(
             growth = growth_of(settings.kv, pool.layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
         has_cache = can_prefill and settings.kv.prefix_cache
         space = BlockSpace(num_blocks, settings.kv.block_size, has_cache, growth=growth)
-        worker = DecodeWorker(settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns)
+        library = cpu_build.loaded() if model.device.type == "cpu" else None
+        worker = DecodeWorker(
+            settings, broker, board, heartbeat, runner, pool, space, receiver, seal, sender, turns, library
+        )
         if can_prefill:
             await on_passing_thread(measure_pace, runner, space, worker.local.pace)
         else:

@@ -8,7 +8,6 @@ import pytest
 
 from decode_worker import courtesy
 from decode_worker.courtesy import Courtesy, rest_s
-from kernels import cpu_build
 from settings import DecodeSettings
 
 
@@ -18,6 +17,9 @@ from settings import DecodeSettings
 )
 def test_a_share_of_the_step_within_the_bound(step_s: float, share: float, until_s: float, wanted_s: float) -> None:
     assert rest_s(step_s, share, until_s) == pytest.approx(wanted_s)
+
+
+LIBRARY = ctypes.CDLL(None)  # which the ledger below does not ask
 
 
 class Ledger:
@@ -38,12 +40,11 @@ class Ledger:
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     ledger = Ledger(looks=float("inf"))
     monkeypatch.setattr(courtesy, "cores", ledger)
-    monkeypatch.setattr(cpu_build, "loaded", lambda: object())
     return ledger
 
 
 def test_it_rests_as_long_as_the_cores_are_wanted_and_no_longer(ledger: Ledger) -> None:
-    one = Courtesy(DecodeSettings(rest_share=1.0, rest_until_ms=1000))
+    one = Courtesy(DecodeSettings(rest_share=1.0, rest_until_ms=1000), LIBRARY)
     assert one.wants_rest()
     began = time.perf_counter()
     asyncio.run(one.rest(0.05))
@@ -54,10 +55,9 @@ def test_it_rests_as_long_as_the_cores_are_wanted_and_no_longer(ledger: Ledger) 
     assert time.perf_counter() - began < 0.3 and ledger.left == 2
 
 
-def test_nobody_rests_for_nobody(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_rests_for_nobody(ledger: Ledger) -> None:
     ledger.looks = 0
-    assert not Courtesy(DecodeSettings()).wants_rest()
+    assert not Courtesy(DecodeSettings(), LIBRARY).wants_rest()
     ledger.looks = float("inf")
-    assert not Courtesy(DecodeSettings(rest_share=0)).wants_rest()
-    monkeypatch.setattr(cpu_build, "loaded", lambda: None)
-    assert not Courtesy(DecodeSettings()).wants_rest()
+    assert not Courtesy(DecodeSettings(rest_share=0), LIBRARY).wants_rest()
+    assert not Courtesy(DecodeSettings(), None).wants_rest()
