@@ -12,6 +12,9 @@ import time
 from kernels import cores
 from settings import DecodeSettings
 
+# A short prompt is through before. Two cores of Zen 4, 16 streams of 128/128: 494 tokens/s without any rest, 474 with one
+# from the first moment, and a first token later by 80 ms.
+PATIENCE_S = 0.4
 LOOK_S = 0.002  # how soon the cores are taken back once nobody wants them
 
 
@@ -27,10 +30,17 @@ class Courtesy:
         """library: by which this process computes; None: it computes otherwise, and never rests."""
         self._share, self._until_s = settings.rest_share, settings.rest_until_ms / 1000
         self._library = library
+        self._wanted_since: float | None = None  # time.perf_counter()
 
     def wants_rest(self) -> bool:
-        """Whether there is somebody to rest for."""
-        return self._library is not None and self._share > 0 and cores.are_wanted(self._library)
+        """Whether others have wanted the cores for a while. To be asked before every step."""
+        if self._library is None or self._share == 0 or not cores.are_wanted(self._library):
+            self._wanted_since = None
+            return False
+        now = time.perf_counter()
+        if self._wanted_since is None:
+            self._wanted_since = now
+        return now - self._wanted_since >= PATIENCE_S
 
     async def rest(self, step_s: float) -> None:
         """Leave the cores to whoever wants them, after a step that took `step_s`; no longer than somebody does."""
