@@ -12,8 +12,8 @@ import time
 from kernels import cores
 from settings import DecodeSettings
 
-# A short prompt is through before. Two cores of Zen 4, 16 streams of 128/128: 494 tokens/s without any rest, 474 with one
-# from the first moment, and a first token later by 80 ms.
+# A short prompt is through before. Two cores of Zen 4, 16 streams of 128/128: 494 tokens/s without any rest, 474 with
+# one from the first moment, and a first token later by 80 ms.
 PATIENCE_S = 0.4
 LOOK_S = 0.002  # how soon the cores are taken back once nobody wants them
 
