@@ -99,4 +99,5 @@ def _column(server: Server, model: str) -> Column:
 
 def _elsewhere(text: str) -> str:
     """As one would write it on another machine."""
-    return text.replace(sys.executable, "python").replace(f"{Path.home()}/", "~/")
+    root = Path(__file__).parents[2]
+    return text.replace(sys.executable, "python").replace(f"{root}/", "").replace(f"{Path.home()}/", "~/")
