@@ -144,7 +144,11 @@ class PrefillSettings(Section):
     """The prefill worker's loop."""
 
     tensor_parallel: Count = Field(1, description="GPUs (on a CPU: processes) that one prefill worker splits over.")
-    token_budget: Count = Field(512, description="Most prompt tokens computed in one step (chunked prefill).")
+    token_budget: int = Field(
+        0,
+        ge=0,
+        description="Most prompt tokens computed in one step (chunked prefill). 0: 128 on a CPU, 512 on a GPU.",
+    )
     max_running: Count = Field(64, description="Most sequences in prefill at once.")
     max_ahead: Count = Field(
         16,
@@ -152,6 +156,14 @@ class PrefillSettings(Section):
         "takes no job.",
     )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
+
+    def token_budget_on(self, device_type: str) -> int:
+        """Most prompt tokens of a step on `cpu` or `cuda`.
+
+        A CPU's products are as fast with 128 rows as with 512, and prompts in one step end together: 16 streams of
+        128/128 on two cores, first token p50 205 ms with 128, 572 ms with 512, and 2 % more tokens/s.
+        """
+        return self.token_budget or (128 if device_type == "cpu" else 512)
 
 
 class DecodeSettings(Section):

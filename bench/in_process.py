@@ -30,7 +30,7 @@ class InProcessPrefill:
         self._runner = ModelRunner(loaded.model, pool)
         self._allocator = BlockAllocator(num_blocks)
         self._block_size = loaded.layout.block_size
-        self._token_budget = settings.prefill.token_budget
+        self._token_budget = settings.prefill.token_budget_on(loaded.model.device.type)
         self.description = (
             f"{loaded.layout.dtype}, {torch.get_num_threads()} compute threads, steps of {self._token_budget}"
         )

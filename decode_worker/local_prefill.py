@@ -55,7 +55,7 @@ def limits_of(settings: Settings) -> Limits:
         decode.local_prefill,
         decode.local_prefill_max_stall_ms / 1000,
         decode.local_prefill_max_ms / 1000,
-        settings.prefill.token_budget,
+        settings.prefill.token_budget_on("cpu"),
     )
 
 

@@ -51,6 +51,11 @@ class ModelRunner:
         self._lead = lead
 
     @property
+    def device_type(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.model.device.type
+
+    @property
     def kv_layout(self) -> KVLayout:
         """The layout of the pool."""
         return self.pool.layout

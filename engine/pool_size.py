@@ -34,7 +34,7 @@ def num_blocks_of(
 
     def largest_step() -> None:
         if role is Role.PREFILL:
-            worst_prefill(model, layout, settings.prefill.token_budget, settings.prefill.max_running)
+            worst_prefill(model, layout, settings.prefill.token_budget_on("cuda"), settings.prefill.max_running)
         else:
             worst_decode(model, layout, settings.decode.max_running)
 

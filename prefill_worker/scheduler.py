@@ -17,19 +17,19 @@ class Chunk:
 
 
 def plan_step(remaining_tokens: Sequence[int], token_budget: int, ranks: Sequence[int] = ()) -> list[Chunk]:
-    """Chunks of one step, the most urgent and then the oldest sequence first, together at most `token_budget` tokens.
+    """Chunks of one step, the most urgent and then the shortest first, together at most `token_budget` tokens.
 
     `remaining_tokens[i]` is what sequence i has yet to compute (at least 1), `ranks[i]` its class (0: the most urgent;
-    without ranks all are of one class); the list is ordered oldest first. Within a class first come, first served: a
-    short prompt that arrives behind a long one shares the long one's last step, and never waits for more than one
-    budget a step. The oldest always gets its share, so that what holds blocks is done some day.
+    without ranks all are of one class); the list is ordered oldest first, and of two equally short the older comes
+    first. Shortest remainder first has the least mean time to the first token (Schrage 1968), and a short prompt waits
+    for no long one. The oldest always gets its share, so that what holds blocks is done some day.
     """
     if not remaining_tokens:
         return []
     shares = [0] * len(remaining_tokens)
     shares[0] = min(remaining_tokens[0], max(1, token_budget // OLDEST_SHARE))
     left = token_budget - shares[0]
-    for position in sorted(range(len(shares)), key=lambda position: ranks[position] if ranks else 0):
+    for position in sorted(range(len(shares)), key=lambda one: (ranks[one] if ranks else 0, remaining_tokens[one])):
         more = min(remaining_tokens[position] - shares[position], left)
         shares[position] += more
         left -= more
@@ -43,11 +43,16 @@ def open_classes(
     the classes of those that wait for blocks.
 
     A class is open while less than a step's worth of it and of what is more urgent is at hand and none of those waits:
-    so a long prompt keeps nobody more urgent waiting, and what is not needed yet is left to other workers.
+    so a long prompt keeps nobody more urgent waiting, and what is not needed yet is left to other workers. A prompt of
+    more than a step counts as half of one: what is taken beside it may be short.
     """
     return [
         priority
         for priority in Priority
-        if sum(tokens for other, tokens in at_hand if other.rank <= priority.rank) < token_budget
+        if sum(_weight(tokens, token_budget) for other, tokens in at_hand if other.rank <= priority.rank) < token_budget
         and all(other.rank > priority.rank for other in waiting)
     ]
+
+
+def _weight(num_tokens: int, token_budget: int) -> int:
+    return num_tokens if num_tokens <= token_budget else -(-token_budget // 2)

@@ -75,6 +75,7 @@ class PrefillWorker:
         self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
         self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
         self.running: list[Running] = []  # oldest first
+        self.token_budget = settings.prefill.token_budget_on(runner.device_type)
         self.rate = Rolling(RATE_WINDOW_S)
         self.cancelled: set[tuple[str, int]] = set()
         self.stopping = asyncio.Event()
@@ -131,7 +132,7 @@ class PrefillWorker:
         batch = suspects[:1] or self.running
         plan = plan_step(
             [one.remaining_tokens for one in batch],
-            self.settings.prefill.token_budget,
+            self.token_budget,
             [one.claim.priority.rank for one in batch],
         )
         if not plan:
@@ -221,7 +222,7 @@ class PrefillWorker:
         """The classes of which more is taken now."""
         claimed = [(one.claim.priority, one.remaining_tokens) for one in (*self.running, *self.waiting)]
         waiting = {one.claim.priority for one in self.waiting}
-        return open_classes(claimed, waiting, self.settings.prefill.token_budget)
+        return open_classes(claimed, waiting, self.token_budget)
 
     @property
     def is_isolating(self) -> bool:

@@ -68,6 +68,7 @@ class ScriptedRunner:
     """What the workers ask of a ModelRunner."""
 
     eos_token_ids = frozenset({EOS})
+    device_type = "cpu"
 
     def __init__(self, pool: KVPool) -> None:
         self.keys = pool.tensor[:, 0, 0, 0, :, 0]  # [num_blocks, block_size]

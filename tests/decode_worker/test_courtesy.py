@@ -40,7 +40,6 @@ class Ledger:
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     ledger = Ledger(looks=float("inf"))
     monkeypatch.setattr(courtesy, "cores", ledger)
-    monkeypatch.setattr(courtesy, "PATIENCE_S", 0.0)
     return ledger
 
 
@@ -62,15 +61,3 @@ def test_nobody_rests_for_nobody(ledger: Ledger) -> None:
     ledger.looks = float("inf")
     assert not Courtesy(DecodeSettings(rest_share=0), LIBRARY).wants_rest()
     assert not Courtesy(DecodeSettings(), None).wants_rest()
-
-
-def test_nobody_rests_for_what_is_soon_through(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courtesy, "PATIENCE_S", 0.05)
-    one = Courtesy(DecodeSettings(), LIBRARY)
-    assert not one.wants_rest()
-    time.sleep(0.06)  # the time itself is what is asked for
-    assert one.wants_rest()
-    ledger.looks = 0
-    assert not one.wants_rest()
-    ledger.looks = float("inf")
-    assert not one.wants_rest()  # it begins anew

@@ -12,26 +12,30 @@ def test_nothing_to_do() -> None:
 
 
 def test_a_long_prompt_takes_the_whole_budget() -> None:
-    assert plan_step([1500, 20], 512) == [Chunk(0, 512)]
+    assert plan_step([1500], 512) == [Chunk(0, 512)]
 
 
-def test_a_short_prompt_shares_the_long_ones_last_step() -> None:
-    assert plan_step([476, 20], 512) == [Chunk(0, 476), Chunk(1, 20)]
+def test_a_short_prompt_waits_for_no_long_one_and_that_one_goes_on() -> None:
+    assert plan_step([1500, 20], 512) == [Chunk(0, 492), Chunk(1, 20)]
+    assert plan_step([1500, 600], 512) == [Chunk(0, 64), Chunk(1, 448)]
+    assert plan_step([1500, 600, 30], 512) == [Chunk(0, 64), Chunk(1, 418), Chunk(2, 30)]
 
 
-def test_the_last_that_fits_in_part_is_chunked() -> None:
+def test_of_two_as_long_the_older_one_is_done_first() -> None:
     assert plan_step([300, 300], 512) == [Chunk(0, 300), Chunk(1, 212)]
 
 
-@given(st.lists(st.integers(1, 3000), max_size=40), st.integers(1, 2048))
-def test_budget_order_and_progress(remaining: list[int], budget: int) -> None:
-    chunks = plan_step(remaining, budget)
-    total = sum(chunk.num_tokens for chunk in chunks)
-    assert total == min(budget, sum(remaining))
-    assert [chunk.position for chunk in chunks] == list(range(len(chunks)))
-    assert all(1 <= chunk.num_tokens <= remaining[chunk.position] for chunk in chunks)
-    # Only the last one may be cut short: whoever came first is done first.
-    assert all(chunk.num_tokens == remaining[chunk.position] for chunk in chunks[:-1])
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=8), st.integers(8, 2048))
+def test_everybody_is_done_and_the_oldest_soon_enough(remaining: list[int], budget: int) -> None:
+    left, oldest_steps = dict(enumerate(remaining)), 0
+    while left:
+        chunks = plan_step(list(left.values()), budget)
+        assert chunks[0].position == 0
+        oldest_steps += 0 in left
+        for chunk, key in [(chunk, list(left)[chunk.position]) for chunk in chunks]:
+            left[key] -= chunk.num_tokens
+        left = {key: tokens for key, tokens in left.items() if tokens}
+    assert oldest_steps <= -(-remaining[0] // (budget // 8))
 
 
 def test_the_most_urgent_goes_first_and_the_oldest_keeps_its_share() -> None:
@@ -40,7 +44,7 @@ def test_the_most_urgent_goes_first_and_the_oldest_keeps_its_share() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 2)), max_size=40), st.integers(1, 2048))
-def test_no_budget_is_left_unused_and_a_class_waits_only_for_those_above(
+def test_no_budget_is_left_unused_and_nobody_waits_but_for_the_more_urgent_and_the_shorter(
     sequences: list[tuple[int, int]], budget: int
 ) -> None:
     remaining, ranks = [tokens for tokens, _ in sequences], [rank for _, rank in sequences]
@@ -50,14 +54,21 @@ def test_no_budget_is_left_unused_and_a_class_waits_only_for_those_above(
     assert not remaining or 0 in shares
     cut = [position for position, tokens in enumerate(remaining) if shares.get(position, 0) < tokens]
     for position in shares.keys() - {0}:
-        assert all((ranks[other], other) >= (ranks[position], position) for other in cut)
+        key = (ranks[position], remaining[position], position)
+        assert all((ranks[other], remaining[other], other) >= key for other in cut)
 
 
-def test_a_long_prompt_closes_its_class_and_those_below() -> None:
+def test_a_step_worth_closes_its_class_and_those_below() -> None:
     high, normal, low = Priority
     assert open_classes([], [], 512) == [high, normal, low]
-    assert open_classes([(normal, 5000)], [], 512) == [high]
-    assert open_classes([(low, 5000)], [], 512) == [high, normal]
+    assert open_classes([(normal, 512)], [], 512) == [high]
+    assert open_classes([(low, 512)], [], 512) == [high, normal]
     assert open_classes([(high, 200), (normal, 200), (low, 200)], [], 512) == [high, normal]
     assert open_classes([(high, 512)], [], 512) == []
     assert open_classes([(low, 10)], [normal], 512) == [high]
+
+
+def test_beside_one_long_prompt_there_is_room_for_another() -> None:
+    high, normal, low = Priority
+    assert open_classes([(normal, 5000)], [], 512) == [high, normal, low]
+    assert open_classes([(normal, 5000), (normal, 5000)], [], 512) == [high]
