@@ -1,7 +1,6 @@
 """NIXL between real processes: right bytes or a refusal, whatever the owner does, and nothing written late."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -140,13 +139,13 @@ def test_a_silent_owner_costs_its_time_and_writes_nothing_late(start_owner: Star
         agent, "layout", whole_blocks(SHAPE[1]), copy_on_host, staging_bytes=2 * SHAPE[1], timeout_s=0.5
     )
     puller.pull(export, handle, empty_pool(), TARGETS)
-    os.kill(owner.process.pid, signal.SIGSTOP)
+    owner.stop()
     pool = empty_pool()
     try:
         with pytest.raises(KVTransferFailed, match="did not deliver within 0.5 s"):
             puller.pull(export, handle, pool, TARGETS)
     finally:
-        os.kill(owner.process.pid, signal.SIGCONT)
+        owner.go_on()
     assert owner.withdraw("t")  # it runs again, and what it owed may arrive
     puller.prune()
     assert not pool.any()

@@ -155,9 +155,6 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
             at_first_copy.pop()()
         copy_on_host(source, target, copies)
 
-    def stop() -> None:
-        os.kill(owner.process.pid, signal.SIGSTOP)
-
     with open_puller(0.5, copy) as puller:
         puller.pull(export, handle, empty_pool(), TARGETS)
         time.sleep(0.7)  # idle for longer than every time limit of both ends
@@ -165,18 +162,18 @@ def test_an_owner_that_is_stopped_and_then_killed(start_owner: StartOwner, drive
         puller.pull(export, handle, pool, TARGETS)
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
-        stop()
+        owner.stop()
         fails_within_the_limit(puller)  # paired already
         fails_within_the_limit(puller)  # pairing again
-        os.kill(owner.process.pid, signal.SIGCONT)
+        owner.go_on()
         assert not pool[12:].any(), "nothing was written late"
         pool.zero_()
         puller.pull(export, handle, pool, TARGETS)
         assert torch.equal(pool, pool_with(owner.contents, SOURCES, TARGETS))
 
-        at_first_copy.append(stop)
+        at_first_copy.append(owner.stop)
         fails_within_the_limit(puller)  # between two messages of blocks
-        os.kill(owner.process.pid, signal.SIGCONT)
+        owner.go_on()
         puller.pull(export, handle, empty_pool(), TARGETS)
         wait_until(lambda: owner.num_pairs() == 1, 3, "the owner has ended the pairs that failed")
 
