@@ -72,9 +72,10 @@ class Grammars:
         return None
 
     def _follow(self, guided: "Sequence[tuple[int, EngineSequence]]") -> dict[int, Next]:
-        return {place: self._next(sequence) for place, sequence in guided}
+        return {place: self.next_of(sequence) for place, sequence in guided}
 
-    def _next(self, sequence: "EngineSequence") -> Next:
+    def next_of(self, sequence: "EngineSequence") -> Next:
+        """What may come next of one that has a grammar; on the thread that follows."""
         if sequence.grammar is None:  # who had time before this step has opened it
             error = self._open(sequence)
             if error is not None:

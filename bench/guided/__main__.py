@@ -9,7 +9,7 @@ import sys
 
 from tokenizers import Tokenizer
 
-from bench.guided.proof import prove
+from bench.guided.proof import TimedGrammars, prove
 from bench.guided.schemas import random_schemas
 from engine.kv_pool import KVPool
 from engine.loading import load
@@ -35,8 +35,10 @@ def main() -> int:
     settings = Settings(model=ModelSettings(path=options.model))
     loaded = load(settings, Role.DECODE, 0, lambda line: None)
     pool = KVPool.allocate(loaded.layout, NUM_BLOCKS, loaded.model.device)
-    runner = ModelRunner(loaded.model, pool, grammars=loaded.grammars)
     path = resolve_model(settings.model, lambda line: None)
+    config = loaded.model.config
+    grammars = TimedGrammars(path, config.vocab_size, config.eos_token_ids)
+    runner = ModelRunner(loaded.model, pool, grammars=grammars)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     schemas = random_schemas(options.schemas, options.seed)
     outcome = prove(runner, tokenizer, schemas, options.max_new_tokens, options.running, NUM_BLOCKS)
@@ -45,7 +47,7 @@ def main() -> int:
     print(f"  {ended} texts ended by themselves, {outcome.valid} of them fit their schema")
     print(f"  {len(outcome.cut)} were cut at {options.max_new_tokens} tokens")
     print(f"  {len(outcome.failed)} schemas could not be followed")
-    costs = sorted(outcome.bits_s)
+    costs = sorted(grammars.seconds)
     print(
         f"  the bits of a token: mean {sum(costs) / len(costs) * 1e6:.0f} us, half within "
         f"{costs[len(costs) // 2] * 1e6:.0f}, 99 % within {costs[len(costs) * 99 // 100] * 1e6:.0f}, "

@@ -1,8 +1,9 @@
 """A model writes JSON by schemas, in this process, and another library than the one that guided it is the judge."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 from tokenizers import Tokenizer
@@ -10,8 +11,9 @@ from tokenizers import Tokenizer
 from bench.guided.schemas import Schema
 from engine.block_space import BlockSpace
 from engine.generator import Generator
-from engine.grammar_state import GrammarState
+from engine.grammars import Grammars, Next
 from engine.model_runner import ModelRunner
+from engine.sequence import Sequence as EngineSequence
 from messages import FinishReason, Grammar, SamplingParams
 
 
@@ -24,7 +26,21 @@ class Outcome:
     failed: list[tuple[Schema, str]] = field(default_factory=list)  # with the reason
     invalid: list[tuple[Schema, str, str]] = field(default_factory=list)
     num_tokens: int = 0
-    bits_s: list[float] = field(default_factory=list)  # what each step's bits took
+
+
+class TimedGrammars(Grammars):
+    """Notes what the bits of each token took, in seconds."""
+
+    def __init__(self, model_dir: Path, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        super().__init__(model_dir, vocab_size, eos_token_ids)
+        self.seconds: list[float] = []
+
+    def next_of(self, sequence: EngineSequence) -> Next:
+        """As every worker's."""
+        began = time.perf_counter()
+        following = super().next_of(sequence)
+        self.seconds.append(time.perf_counter() - began)
+        return following
 
 
 def prove(
@@ -44,19 +60,14 @@ def prove(
             seed=index,
             do_sample=index % 2 == 1,
             temperature=0.8,
+            frequency_penalty=0.3,  # without it the demo model repeats itself where nothing ends it
             max_new_tokens=max_new_tokens,
             grammar=Grammar("json_schema", text),
         )
         for index, text in enumerate(texts)
     ]
     space = BlockSpace(num_blocks, runner.kv_layout.block_size, prefix_cache=False)
-    generator = Generator(runner, space, runner.eos_token_ids, max_running=max_running)
-    timed = _timed(GrammarState.next_bits, outcome.bits_s)
-    plain, GrammarState.next_bits = GrammarState.next_bits, timed  # type: ignore[method-assign]
-    try:
-        outputs = generator.generate(prompts, params)
-    finally:
-        GrammarState.next_bits = plain  # type: ignore[method-assign]
+    outputs = Generator(runner, space, runner.eos_token_ids, max_running=max_running).generate(prompts, params)
     for schema, output in zip(schemas, outputs, strict=True):
         outcome.num_tokens += len(output.token_ids)
         text = tokenizer.decode(output.token_ids, skip_special_tokens=True)
@@ -82,14 +93,3 @@ def judge(schema: Schema, text: str) -> str:
         return str(error)
     validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
     return "; ".join(error.message for error in validator.iter_errors(value))
-
-
-def _timed(next_bits, seconds):  # type: ignore[no-untyped-def]
-    def timed(state, token_ids):  # type: ignore[no-untyped-def]
-        began = time.perf_counter()
-        try:
-            return next_bits(state, token_ids)
-        finally:
-            seconds.append(time.perf_counter() - began)
-
-    return timed

@@ -1,6 +1,6 @@
 """Random JSON schemas, the same for the same seed: what applications ask for, and its odd combinations.
 
-Strings and arrays are bounded, so that what fits a schema has an end that a model can come to. Pure.
+Strings, arrays and most numbers are bounded, so that most schemas have an end that a weak model comes to. Pure.
 """
 
 import random
@@ -24,7 +24,7 @@ def random_schemas(count: int, seed: int = 0) -> list[Schema]:
 def _with_definitions(draw: random.Random) -> Schema:
     """An object whose last property may refer to a definition, which may refer to itself."""
     schema = _object(draw, 0)
-    if draw.random() < 0.3:
+    if draw.random() < 0.15:
         node = _object(draw, DEEPEST - 1)
         node["properties"]["next"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}
         schema["$defs"] = {"node": node}
@@ -46,9 +46,10 @@ def _object(draw: random.Random, depth: int) -> Schema:
     required = [name for name in names if draw.random() < 0.7]
     if required:
         schema["required"] = required
-    more = draw.choice([False, False, False, None, {"type": "integer", "maximum": 9}])
-    if more is not None:
-        schema["additionalProperties"] = more
+    if draw.random() < 0.9:
+        schema["additionalProperties"] = False
+    elif draw.random() < 0.5:
+        schema["additionalProperties"] = {"type": "integer", "minimum": 0, "maximum": 9}
     return schema
 
 
@@ -72,7 +73,8 @@ def _string(draw: random.Random, depth: int) -> Schema:
     if kind == 0:
         return {"type": "string", "pattern": draw.choice(PATTERNS), "maxLength": 24}
     if kind == 1:
-        return {"type": "string", "format": draw.choice(FORMATS)}
+        # llguidance knows the form of a format and no bound of its length, as the 64 characters of a mailbox's name.
+        return {"type": "string", "format": draw.choice(FORMATS), "maxLength": 60}
     low = draw.randint(0, 3)
     return {"type": "string", "minLength": low, "maxLength": low + draw.randint(0, 20)}
 
@@ -89,6 +91,8 @@ def _integer(draw: random.Random, depth: int) -> Schema:
 
 def _number(draw: random.Random, depth: int) -> Schema:
     low = round(draw.uniform(-100, 100), 2)
+    if draw.random() < 0.7:
+        return {"type": "number", "multipleOf": draw.choice([0.5, 0.01]), "minimum": 0, "maximum": 100}
     return {"type": "number", "minimum": low, "maximum": round(low + draw.uniform(0.5, 500), 2)}
 
 
