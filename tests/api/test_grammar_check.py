@@ -105,7 +105,6 @@ def test_a_grammar_that_takes_too_long_is_refused_and_who_waits_behind_it_is_tol
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     go_on = threading.Event()
-    compile_grammar = grammar_check.compile_grammar
 
     def slow(grammar: Grammar, tokenizer: Any) -> Any:
         if grammar is not GOOD:
