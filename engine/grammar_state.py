@@ -33,7 +33,7 @@ class GrammarState:
             self._matcher, self._renew, self._num_consumed = self._renew(), None, 0
             bits = self._advance(output_token_ids)
         check(self._matcher, self._grammar)
-        if not any(bits):
+        if bits.count(0) == len(bits):
             raise refusal(self._grammar, "no token may come next")
         return bits
 

@@ -1,10 +1,13 @@
 """A grammar is tried before it is admitted; a hostile one costs its sender an error and the event loop nothing."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from grammar import compile_grammar
 from messages import Grammar, InvalidRequest, QueueFull
 from tests.hostile_grammars import HARMLESS, REFUSED
 
+ROOT = Path(__file__).parents[2]
 GOOD = Grammar("json_schema", '{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}')
 
 
@@ -79,6 +83,12 @@ def test_hostile_grammars_are_refused_in_time_and_the_loop_goes_on() -> None:
 )
 def test_what_can_be_followed_passes(grammar: Grammar) -> None:
     asyncio.run(GrammarCheck(timeout_s=5.0).check(grammar))
+
+
+def test_llguidance_is_not_loaded_before_it_is_needed() -> None:
+    program = "import sys, api.app, api.server, prefill_worker.worker, decode_worker.worker\n"
+    program += "sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_what_was_found_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

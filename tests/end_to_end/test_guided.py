@@ -1,6 +1,7 @@
 """Output that is held to a grammar, by true processes: whoever dies, it fits; and a hostile one harms nobody else."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -57,18 +58,26 @@ def test_a_decode_worker_dies_in_the_middle_of_the_json(trio: Cluster) -> None:
     wait_until(trio.all_blocks_are_free, 5, "nobody holds a block")
 
 
-def test_a_decode_worker_that_prefills_itself_says_the_same(trio: Cluster) -> None:
+def test_a_decode_worker_that_prefills_itself_says_the_same_and_so_does_who_takes_over(trio: Cluster) -> None:
     def prefilled() -> int:
         return sum(status.prefilled_tokens for status in trio.workers(Role.DECODE))
 
     elsewhere = trio.generate(PROMPT, **GUIDED)
-    name = trio.start("decode", PDQ_DECODE__LOCAL_PREFILL="always")
+    trio.start("decode", PDQ_DECODE__LOCAL_PREFILL="always")
     wait_until(lambda: trio.num_ready() == 4, 60, "it is ready")
     give_up = time.monotonic() + 20
     while not prefilled():
         assert time.monotonic() < give_up
         assert trio.generate(PROMPT, **GUIDED) == elsewhere
-    assert trio.stop(name) == 0
+    frames = []
+    for frame in trio.stream(PROMPT, **GUIDED):
+        frames.append(frame)
+        if len(frames) == 40:  # its KV goes to another
+            name = trio.busy_process(Role.DECODE)
+            trio.kill(name, signal.SIGTERM)
+    assert [text_of(frames)] == elsewhere["generated_text"]
+    assert trio.processes[name].wait(10) == 0
+    wait_until(lambda: trio.num_ready() == 3, 5, "three workers are left")
 
 
 def test_hostile_grammars_cost_their_sender_an_error_and_nobody_else_anything(trio: Cluster) -> None:
