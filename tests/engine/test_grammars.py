@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+import grammar as limits
 from bench.guided.proof import judge, prove
 from bench.guided.schemas import random_schemas
 from engine import grammars as module
@@ -123,26 +124,27 @@ def test_a_grammar_is_compiled_once_and_few_are_kept(grammars: Grammars, monkeyp
     assert "".join(compiled) == "abcb"
 
 
-def test_what_others_have_seen_of_a_grammar_is_not_counted_against_a_sequence(grammars: Grammars) -> None:
+def test_what_others_have_seen_of_a_grammar_is_not_counted_against_a_sequence(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Copies of a matcher share what it has seen, and one day that is all it may see."""
-    grammar = Grammar("regex", "(.*a.{18}|.*b.{18}|.*c.{18})")
-    draw = random.Random(0)
+    from llguidance import LLParserLimits
 
-    def write() -> int:
-        """How many tokens it gets along."""
-        sequence = sequence_of(grammar)
-        for count in range(60):
-            following = grammars.follow([sequence])
-            assert following is not None
-            if following.result()[0].error is not None:
-                return count
-            sequence.token_ids.append(draw.choice(ids("abcd")))
-        return 60
+    monkeypatch.setattr(limits, "limits", lambda: LLParserLimits(max_lexer_states=1000))
+    compiled: list[Grammar] = []
 
-    # One alone does not get to the limits; ten together would.
-    first = write()
-    assert first == 60
-    assert [write() for _ in range(12)] == [60] * 12
+    def counted(grammar: Grammar, tokenizer: Any) -> Any:
+        compiled.append(grammar)
+        return compile_grammar(grammar, tokenizer)
+
+    monkeypatch.setattr(module, "compile_grammar", counted)
+    for seed in range(12):
+        draw = random.Random(seed)
+        sequence = sequence_of(Grammar("regex", ".*a.{30}"))
+        for _ in range(60):
+            assert A in allowed(grammars, sequence)
+            sequence.token_ids.append(draw.choice([A, B]))
+    assert 1 < len(compiled) < 12
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
