@@ -163,6 +163,13 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What the output has to be, as the client wrote it. `grammar.py` says what each kind means."""
+
+    kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf"]
+    text: str = ""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How the next token is chosen. Names and meanings are LightLLM's; greedy when `do_sample` is false."""
 
@@ -182,6 +189,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
     min_p: float = 0.0  # of the largest probability; 0: no limit
+    grammar: Grammar | None = None  # None: any text
 
 
 class OutputParams(msgspec.Struct, frozen=True, array_like=True):

@@ -302,6 +302,10 @@ class ApiSettings(Section):
     max_stop_tokens: Count = Field(256, description="Most tokens (or characters) of one stop sequence.")
     max_allowed_token_ids: Count = Field(256, description="Most entries of allowed_token_ids.")
     max_logit_bias: Count = Field(300, description="Most entries of logit_bias.")
+    max_grammar_bytes: Count = Field(32 << 10, description="Largest JSON schema, regular expression or grammar.")
+    grammar_timeout_s: Seconds = Field(
+        1.0, description="How long a request's schema, expression or grammar may take to compile."
+    )
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
 
 

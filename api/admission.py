@@ -91,7 +91,7 @@ async def admit_generate(
     request: Request, body: Body, services: Services, *, is_stream: bool = False
 ) -> GenerationRequest:
     """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker, TooManyRequests,
-    Refused."""
+    Refused, QueueFull."""
     prompt = required(body, "inputs")
     parameters = read_parameters(body, services)
     if is_stream and parameters.n != 1:
@@ -137,6 +137,8 @@ async def _admit(
     arrived_ms = now_ms()
     priority, timeout_s = read_priority(request.headers), read_timeout_s(request.headers, services.settings.api)
     await services.gate.check(Asked(priority, n, 0, timeout_s))
+    if sampling.grammar is not None:
+        await services.grammars.check(sampling.grammar)
     workers = await services.view.workers()
     ready = [worker for worker in workers if worker.state == WorkerState.READY]
     limit = largest_request_tokens(

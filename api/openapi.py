@@ -176,6 +176,7 @@ def _parameters(limits: ApiSettings) -> Json:
     tokens = {"type": "integer", "minimum": 1, "maximum": max_int32}
     number = {"type": "number"}
     flag = {"type": "boolean"}
+    text = {"type": "string", "maxLength": limits.max_grammar_bytes}
     properties = {
         "do_sample": flag,
         "temperature": number | {"minimum": 0},
@@ -201,6 +202,13 @@ def _parameters(limits: ApiSettings) -> Json:
             "propertyNames": {"pattern": "^[0-9]+$"},
             "additionalProperties": number,
         },
+        "guided_json": {
+            "type": ["string", "object"],
+            "maxLength": limits.max_grammar_bytes,
+            "description": "A JSON schema that the output will fit; its text, or the object itself.",
+        },
+        "guided_grammar": text | {"description": "A grammar in GBNF or Lark that the output will follow."},
+        "regular_constraint": text | {"description": "A regular expression that the whole output will match."},
         "return_details": flag,
         "add_special_tokens": flag,
         "skip_special_tokens": flag,

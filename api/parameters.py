@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from api.coercion import MAX_INT32, to_float, to_int, to_token_ids
+from api.guided import PARAMETERS, grammar_of_parameters
 from api.model_facts import GenerationDefaults
 from messages import InvalidRequest, OutputParams, SamplingParams
 from settings import ApiSettings
 
 GREEDY_TEMPERATURE = 1e-5  # below it sampling is the argmax
-UNSUPPORTED = ("regular_constraint", "guided_grammar", "guided_json")
 IGNORED_INTS = ("image_max_patch_num", "suggested_dp_index")  # checked for their type, as LightLLM does
 MAX_SEED = 2**63 - 1
 
@@ -37,9 +37,6 @@ def parse_parameters(
 ) -> Parameters:
     """The checked parameters. Raises InvalidRequest with LightLLM's text. `draw_seed` is asked when none is given."""
     given = {name: value for name, value in raw.items() if value is not None}
-    for name in UNSUPPORTED:
-        if given.get(name):
-            raise InvalidRequest(f"{name} is not supported yet")
     for name in IGNORED_INTS:
         to_int(name, given.get(name, -1))
     stop_strings, stop_token_ids = _stop_sequences(given.get("stop_sequences", []), limits)
@@ -89,6 +86,11 @@ def _sampling(
         raise InvalidRequest(
             f"min_new_tokens must <= max_new_tokens, but got min {min_new_tokens}, max {max_new_tokens}."
         )
+    allowed_token_ids = _allowed_token_ids(given.get("allowed_token_ids", []), limits, vocab_size)
+    grammar = grammar_of_parameters(given, limits.max_grammar_bytes)
+    if allowed_token_ids and grammar is not None:
+        name = next(name for name in PARAMETERS if given.get(name))
+        raise InvalidRequest(f"allowed_token_ids and {name} can not be used in same time")
     seed = to_int("seed", given.get("seed", -1), -1, MAX_SEED)
     return SamplingParams(
         seed=draw_seed() if seed == -1 else seed,
@@ -105,8 +107,9 @@ def _sampling(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         logit_bias=_logit_bias(given.get("logit_bias", {}), limits, vocab_size),
-        allowed_token_ids=_allowed_token_ids(given.get("allowed_token_ids", []), limits, vocab_size),
+        allowed_token_ids=allowed_token_ids,
         min_p=min_p,
+        grammar=grammar,
     )
 
 

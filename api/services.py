@@ -16,6 +16,7 @@ from api.background import Background
 from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
 from api.gate import Gate
+from api.grammar_check import GrammarCheck
 from api.key_ring import KeyRing, open_key_ring
 from api.model_facts import ModelFacts
 from api.readings import Readings
@@ -36,6 +37,7 @@ class Services:
     gate: Gate
     tokenizer: Tokenizer
     facts: ModelFacts
+    grammars: GrammarCheck
     api_id: str
     readings: Readings
     background: Background
@@ -65,6 +67,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     gate,
                     tokenizer,
                     facts,
+                    GrammarCheck(settings.api.grammar_timeout_s),
                     api_id,
                     Readings(),
                     background,

@@ -6,7 +6,8 @@ cannot be pulled goes back to prefill. It knows the broker and the transfer; it 
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -19,9 +20,10 @@ from decode_worker.running import Running
 from decode_worker.scheduler import can_admit
 from decode_worker.shard_receiver import ShardReceiver
 from engine.continuation import sequence_of
+from engine.sequence import Sequence
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
-from messages import DecodeJob, KVTransferFailed, Phase, PrefillJob, Release
+from messages import DecodeJob, KVTransferFailed, Phase, PrefillJob, Release, RequestError
 from settings import Settings
 from telemetry import get_logger
 
@@ -29,6 +31,8 @@ log = get_logger()
 
 TRIP_WINDOW = 16  # round trips to Redis over which the time of one is taken
 PULL_WINDOW_S = 1.0  # seconds of pulls over which their rate is taken
+
+OpenGrammar = Callable[[Sequence], Future[RequestError | None]]  # says why a sequence's grammar cannot be followed
 
 
 class Admission:
@@ -44,9 +48,11 @@ class Admission:
         receiver: KVReceiver | ShardReceiver,
         seal: Seal,
         *,
+        open_grammar: OpenGrammar,
         can_offer: bool,
     ) -> None:
         """`can_offer`: whether a worker that stops can hand on what it has just pulled."""
+        self.open_grammar = open_grammar
         self.settings, self.broker, self.intake, self.batch = settings, broker, intake, batch
         self.space, self.block_size = batch.space, settings.kv.block_size
         self.pool, self.receiver, self.seal, self.can_offer = pool, receiver, seal, can_offer
@@ -126,6 +132,7 @@ class Admission:
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
+        opening = None if taken.request.sampling.grammar is None else self.open_grammar(sequence)  # beside the pull
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
         export = await self.exports.find(job.kv_handle)
@@ -145,6 +152,12 @@ class Admission:
         took_s = time.perf_counter() - started
         self.pull_rate.note(job.kv_handle.num_tokens, took_s)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
+        refusal = None if opening is None else await asyncio.wrap_future(opening)
+        if refusal is not None:
+            self.batch.free(sequence)
+            await self.release(job)
+            await self.intake.fail(claim, str(refusal), refusal.status)
+            return
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         self.batch.join(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
         began = time.perf_counter()

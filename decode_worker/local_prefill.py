@@ -137,6 +137,11 @@ class LocalPrefill:
     async def admit(self, claim: Claim[PrefillJob], stopping: asyncio.Event) -> None:
         """Give the sequence its blocks; what does not suit, or was another's before, goes to the prefill workers."""
         sequence = sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events)
+        if sequence.sampling.grammar is not None:
+            refusal = await asyncio.wrap_future(self.runner.grammars.open(sequence))
+            if refusal is not None:
+                await self.intake.fail(claim, str(refusal), refusal.status)
+                return
         cached = self.space.match(sequence.token_ids)
         missing = sequence.num_blocks(self.space.block_size) - len(cached)
         num_cached = len(cached) * self.space.block_size

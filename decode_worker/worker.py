@@ -89,7 +89,15 @@ class DecodeWorker:
         seal = seal or Seal()
         self.batch = Batch(space)
         self.admission = Admission(
-            settings, broker, self.intake, self.batch, pool.tensor, receiver, seal, can_offer=sender is not None
+            settings,
+            broker,
+            self.intake,
+            self.batch,
+            pool.tensor,
+            receiver,
+            seal,
+            open_grammar=lambda sequence: self.runner.grammars.open(sequence),
+            can_offer=sender is not None,
         )
         self.local = LocalPrefill(
             settings,
@@ -326,7 +334,7 @@ async def work(
         # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
         heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)
-        runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs)
+        runner = ModelRunner(model, pool, ranks.step if ranks else alone, graphs, loaded.grammars)
         # On GPUs the pool leaves no room for a prefill step, and prefill is what they are many for.
         can_prefill = model.device.type == "cpu" and not model.is_reward and settings.decode.local_prefill != "never"
         sender = None if exported is None else exported.sender

@@ -28,6 +28,6 @@ def sequence_of(request: GenerationRequest, choice: int, published: Sequence[Tok
 def event_of(sequence: EngineSequence, sampled: Sampled, eos_token_ids: Container[int]) -> TokenEvent:
     """The next token of `sequence` (not yet appended) as its stream carries it; terminal when it ends the sequence."""
     if sampled.error:
-        return TokenEvent(finish_reason=FinishReason.ERROR, error=sampled.error, error_status=500)
+        return TokenEvent(finish_reason=FinishReason.ERROR, error=sampled.error, error_status=sampled.error_status)
     reason = finish_reason(sequence, sampled.token_id, eos_token_ids)
     return TokenEvent(sampled.token_id, sampled.logprob, reason)

@@ -11,10 +11,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.penalties import MASKED_EOS_LOGIT, SamplingRow, changes_logits, counts_tokens, eos_growth, masks_eos
+from engine.penalties import (
+    MASKED_EOS_LOGIT,
+    SamplingRow,
+    bitmask_of,
+    changes_logits,
+    counts_tokens,
+    eos_growth,
+    masks_eos,
+)
 from engine.sampler import Sampled, is_greedy, to_sampled
 from engine.truncation import lowest_logit, truncates
 from kernels.gpu import sampling
+from kernels.gpu.logits_bitmask import logits_bitmask
 from kernels.gpu.sampling import SamplingInputs
 
 _ALIGNMENT = 16  # bytes; where a tensor begins is part of what a kernel is compiled for
@@ -31,7 +40,14 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
     if not rows:
         return []
     inputs = sampling_inputs(rows, logits.shape[1], logits.device)
-    chosen = sampling.choose(sampling.edit(logits, inputs), inputs).tolist()
+    edited = sampling.edit(logits, inputs)
+    # After the edits, which change no logit that stays: what a grammar forbids is out whatever else is said of it.
+    guided = [(index, row.allowed_bits) for index, row in enumerate(rows) if row.allowed_bits is not None]
+    if guided:
+        places = torch.tensor([index for index, _ in guided], dtype=torch.int32)
+        bitmask, places = _to_device([bitmask_of([bits for _, bits in guided]), places], logits.device)
+        logits_bitmask(edited, bitmask, places)
+    chosen = sampling.choose(edited, inputs).tolist()
     return to_sampled([int(token_id) for token_id, _ in chosen], [logprob for _, logprob in chosen])
 
 

@@ -9,6 +9,7 @@ import torch
 import freed_memory
 from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
+from engine.grammars import Grammars
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_config import ModelConfig
@@ -36,6 +37,7 @@ class LoadedModel:
     layout: KVLayout  # of this process's pool
     num_blocks: int
     ranks: Ranks | None = None  # the other parts of the model, where it is cut
+    grammars: Grammars | None = None
 
 
 def load(
@@ -93,7 +95,12 @@ def load_part(
         dtype=model.dtype,
     )
     meter = CudaDevice(device) if device.type == "cuda" else None
-    return LoadedModel(model, layout, num_blocks_of(settings, role, model, layout, meter, report))
+    return LoadedModel(
+        model,
+        layout,
+        num_blocks_of(settings, role, model, layout, meter, report),
+        grammars=Grammars(model_dir, model.config.vocab_size, model.config.eos_token_ids),
+    )
 
 
 def decode_graphs(settings: Settings, model: Model, pool: KVPool, report: Callable[[str], None]) -> DecodeGraphs | None:

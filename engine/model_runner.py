@@ -6,6 +6,7 @@ it is given, and advances `num_computed_tokens`. It does not append tokens.
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
+from engine.grammars import Grammars, Next
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import DecodeMeta, Model
 from engine.prefill_rows import PrefillChunk, PrefillRows
@@ -41,14 +43,23 @@ class ModelRunner:
     Of a tensor-parallel model, rank 0's plans, samples and leads the others, who `compute` what they are told.
     """
 
-    def __init__(self, model: Model, pool: KVPool, lead: Lead = alone, graphs: DecodeGraphs | None = None) -> None:
-        """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run."""
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        lead: Lead = alone,
+        graphs: DecodeGraphs | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
+        """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run. `grammars`:
+        who knows what a sequence's grammar lets come next; without it such sequences fail."""
         self.model = model
         self.pool = pool
         self._graphs = graphs
         self._sampler = select_sampler(model.device)
         self.eos_token_ids = model.config.eos_token_ids
         self._lead = lead
+        self.grammars = grammars or Grammars(None, model.config.vocab_size, self.eos_token_ids)
 
     @property
     def device_type(self) -> str:
@@ -67,9 +78,11 @@ class ModelRunner:
             return []
         ends = [index for index, chunk in enumerate(chunks) if chunk.is_last]
         step = PrefillStep(PrefillRows.of(chunks, self.pool.layout.block_size), ends)
+        sequences = [chunks[index].sequence for index in ends]
+        nexts = self.grammars.follow(sequences)
         with self._lead(step):
             logits = self.compute(step)
-            sampled = dict(zip(ends, self._sample(logits, [chunks[index].sequence for index in ends]), strict=True))
+            sampled = dict(zip(ends, self._sample(logits, sequences, nexts), strict=True))
         for chunk in chunks:
             chunk.sequence.num_computed_tokens += chunk.num_tokens
         return [sampled.get(index) for index in range(len(chunks))]
@@ -80,8 +93,9 @@ class ModelRunner:
         if not sequences:
             return []
         step = DecodeStep(DecodeRows.of(sequences, self.pool.layout.block_size))
+        nexts = self.grammars.follow(sequences)
         with self._lead(step):
-            sampled = self._sample(self.compute(step), sequences)
+            sampled = self._sample(self.compute(step), sequences, nexts)
         for sequence in sequences:
             sequence.num_computed_tokens += 1
         return sampled
@@ -173,19 +187,28 @@ class ModelRunner:
             if end % block_size and first <= last_block * block_size:
                 self.pool.tensor[table[last_block]].zero_()
 
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+    def _sample(
+        self, logits: Tensor, sequences: list[Sequence], nexts: Future[dict[int, Next]] | None
+    ) -> list[Sampled]:
+        """`nexts`: by place in `sequences`, what the grammars of some allow."""
         if not sequences:
             return []
+        allowed = {} if nexts is None else nexts.result()
         rows = [
             SamplingRow(
                 params=sequence.sampling,
                 prompt_token_ids=sequence.prompt_token_ids,
                 output_token_ids=sequence.output_token_ids,
                 eos_token_ids=self.eos_token_ids,
+                allowed_bits=allowed[place].bits if place in allowed else None,
             )
-            for sequence in sequences
+            for place, sequence in enumerate(sequences)
         ]
-        return self._sampler(logits, rows)
+        sampled = self._sampler(logits, rows)
+        for place, following in allowed.items():
+            if following.error is not None:
+                sampled[place] = Sampled.failed(str(following.error), following.error.status)
+        return sampled
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)

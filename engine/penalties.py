@@ -1,7 +1,7 @@
 """What a request's parameters do to its logits before a token is chosen, in LightLLM's order.
 
-logit_bias and allowed_token_ids; repetition, frequency and presence penalty over the seen tokens; the length penalty
-and the minimum length on the EOS ids. Knows neither temperature nor randomness.
+logit_bias, allowed_token_ids and a grammar's bits; repetition, frequency and presence penalty over the seen tokens; the
+length penalty and the minimum length on the EOS ids. Knows neither temperature nor randomness.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.logits_bitmask import logits_bitmask
 from messages import SamplingParams
 
 MASKED_EOS_LOGIT = -1e7  # LightLLM's; finite, so that a row whose only allowed token is EOS still has a choice
@@ -26,6 +27,7 @@ class SamplingRow:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     eos_token_ids: Sequence[int]
+    allowed_bits: bytes | None = None  # by a grammar, as in kernels/logits_bitmask.py, little-endian; None: all
 
     @property
     def token_index(self) -> int:
@@ -37,7 +39,12 @@ def changes_logits(row: SamplingRow) -> bool:
     """Whether `apply_penalties` would do anything to this row."""
     params = row.params
     return bool(
-        params.logit_bias or params.allowed_token_ids or counts_tokens(params) or eos_growth(row) or masks_eos(row)
+        params.logit_bias
+        or params.allowed_token_ids
+        or row.allowed_bits is not None
+        or counts_tokens(params)
+        or eos_growth(row)
+        or masks_eos(row)
     )
 
 
@@ -46,9 +53,16 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     vocab_size = logits.shape[1]
     for logit_row, row in zip(logits, rows, strict=True):
         _apply_bias(logit_row, row.params, vocab_size)
+        if row.allowed_bits is not None:
+            logits_bitmask(logit_row.unsqueeze(0), bitmask_of([row.allowed_bits]).to(logits.device))
     _apply_token_penalties(logits, rows)
     for logit_row, row in zip(logits, rows, strict=True):
         _apply_eos_rules(logit_row, row, vocab_size)
+
+
+def bitmask_of(rows: Sequence[bytes]) -> Tensor:
+    """[M, W] int32 from the bits of M rows of one vocabulary."""
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.int32).view(len(rows), -1)
 
 
 def _apply_bias(logit_row: Tensor, params: SamplingParams, vocab_size: int) -> None:

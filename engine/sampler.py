@@ -43,6 +43,12 @@ class Sampled:
     token_id: int
     logprob: float
     error: str = ""
+    error_status: int = 500  # the HTTP status that an error becomes
+
+    @classmethod
+    def failed(cls, error: str, status: int = 500) -> "Sampled":
+        """No token."""
+        return cls(_NO_TOKEN, -math.inf, error, status)
 
 
 Sampler = Callable[[Tensor, Sequence[SamplingRow]], list[Sampled]]
@@ -140,6 +146,6 @@ def to_sampled(token_ids: Sequence[int], logprobs: Sequence[float]) -> list[Samp
     return [
         Sampled(token_id, logprob)
         if math.isfinite(logprob)
-        else Sampled(_NO_TOKEN, -math.inf, "the model's logits are not finite, or no token is allowed")
+        else Sampled.failed("the model's logits are not finite, or no token is allowed")
         for token_id, logprob in zip(token_ids, logprobs, strict=True)
     ]

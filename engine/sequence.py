@@ -5,6 +5,7 @@ Knows no queue, no record and no tensor. Whoever runs the sequence appends its t
 
 from dataclasses import dataclass, field
 
+from engine.grammar_state import GrammarState
 from messages import SamplingParams
 
 
@@ -23,6 +24,7 @@ class Sequence:
     sampling: SamplingParams
     num_computed_tokens: int = 0  # tokens whose KV is in the pool
     block_table: list[int] = field(default_factory=list)
+    grammar: GrammarState | None = None  # where the sampling asks for one: once a worker has compiled it
 
     @property
     def num_tokens(self) -> int:

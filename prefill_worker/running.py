@@ -1,24 +1,32 @@
 """A prompt that is computed, or waits to be, with the job that it came by."""
 
+from asyncio import Future
 from dataclasses import dataclass
 
 from broker.intake import Claim
 from engine.continuation import sequence_of
 from engine.sequence import Sequence
-from messages import PrefillJob
+from messages import PrefillJob, RequestError
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A claimed job and its sequence. `block_table` is empty until it has started."""
+    """A claimed job and its sequence. `block_table` is empty until it has started. It is computed once its grammar is
+    open; what the opening results in says why it cannot be."""
 
     claim: Claim[PrefillJob]
     sequence: Sequence
+    opening: Future[RequestError | None] | None = None  # of its grammar, if it has one
 
     @property
     def remaining_tokens(self) -> int:
         """Tokens whose KV is yet to be computed."""
         return self.sequence.num_tokens - self.sequence.num_computed_tokens
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no grammar is waited for."""
+        return self.opening is None or self.opening.done()
 
 
 def running(claim: Claim[PrefillJob]) -> Running:

@@ -43,6 +43,7 @@ ResultT = TypeVar("ResultT")
 
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
+GRAMMAR_WAIT_S = 0.005  # how long a loop that has but grammars to wait for leaves its queue alone
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
 
 
@@ -93,6 +94,7 @@ class PrefillWorker:
                 await self.admit()
                 await self.drop_cancelled()
                 await self.drop_late()
+                await self.drop_refused()
                 await self.step()
             await self.drain()
             for task in background:
@@ -113,7 +115,7 @@ class PrefillWorker:
                 elif claim.taken.request.kind == "score":
                     await self.score(claim)
                 else:
-                    self.waiting.append(running(claim))
+                    self.waiting.append(self.opened(running(claim)))
             self.waiting = deque(sorted(self.waiting, key=lambda one: one.claim.priority.rank))
         while self.waiting and len(self.running) < self.settings.prefill.max_running and self.start(self.waiting[0]):
             self.running.append(self.waiting.popleft())
@@ -129,7 +131,9 @@ class PrefillWorker:
     async def step(self) -> None:
         """Compute one batch of chunks; publish and hand over the sequences that it completes."""
         suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
-        batch = suspects[:1] or self.running
+        batch = [one for one in suspects[:1] or self.running if one.is_open]
+        if not batch and self.running:
+            await self.wait_for_grammars()
         plan = plan_step(
             [one.remaining_tokens for one in batch],
             self.token_budget,
@@ -254,6 +258,17 @@ class PrefillWorker:
         self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
         return True
 
+    def opened(self, one: Running) -> Running:
+        """Its grammar is compiled from now on, if it has one, beside the steps of the others."""
+        if one.sequence.sampling.grammar is not None:
+            one.opening = asyncio.wrap_future(self.runner.grammars.open(one.sequence))
+        return one
+
+    async def wait_for_grammars(self) -> None:
+        """Until one is compiled, or long enough for others to have come."""
+        opening = [one.opening for one in self.running if one.opening is not None]
+        await asyncio.wait(opening, timeout=GRAMMAR_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+
     def free(self, one: Running) -> None:
         """Give the sequence's blocks back."""
         self.space.free(one.sequence.block_table)
@@ -297,6 +312,15 @@ class PrefillWorker:
             (self.running if one in self.running else self.waiting).remove(one)
             await self.intake.expire(one.claim)
 
+    async def drop_refused(self) -> None:
+        """End the sequences whose grammar cannot be followed."""
+        for one in (*self.running, *self.waiting):
+            error = one.opening.result() if one.opening is not None and one.opening.done() else None
+            if error is not None:
+                self.free(one)
+                (self.running if one in self.running else self.waiting).remove(one)
+                await self.intake.fail(one.claim, str(error), error.status)
+
     async def drain(self) -> None:
         """Hand unfinished jobs back to the queue, then wait for open offers to be pulled."""
         self.board.state = WorkerState.DRAINING
@@ -339,10 +363,10 @@ async def work(
     ) as exported:
         pool = KVPool.over(layout, exported.sender.buffer)
         if ranks is None:
-            runner = ModelRunner(loaded.model, pool)
+            runner = ModelRunner(loaded.model, pool, grammars=loaded.grammars)
         else:
             exported.lead(ranks.serve(num_blocks))
-            runner = ModelRunner(loaded.model, pool, ranks.step)
+            runner = ModelRunner(loaded.model, pool, ranks.step, grammars=loaded.grammars)
         board.export = seal.seal_export(exported.export)
         growth = None
         if ranks is None and loaded.model.device.type == "cpu":

@@ -44,7 +44,9 @@ def rows(draw: st.DrawFn, vocab_size: int) -> SamplingRow:
     """One row. Its tokens are of the vocabulary, its EOS ids may be not."""
     tokens = st.lists(st.integers(0, vocab_size - 1), max_size=8)
     eos = st.lists(st.integers(0, vocab_size + 1), max_size=2)
-    return SamplingRow(SamplingParams(**draw(params(vocab_size))), draw(tokens), draw(tokens), draw(eos))
+    num_bytes = -(-vocab_size // 32) * 4
+    bits = st.none() | st.binary(min_size=num_bytes, max_size=num_bytes)
+    return SamplingRow(SamplingParams(**draw(params(vocab_size))), draw(tokens), draw(tokens), draw(eos), draw(bits))
 
 
 def logits_of(kinds: Sequence[str], vocab_size: int, seed: int) -> Tensor:

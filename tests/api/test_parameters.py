@@ -6,7 +6,7 @@ import pytest
 
 from api.model_facts import GenerationDefaults
 from api.parameters import Parameters, parse_parameters
-from messages import InvalidRequest, OutputParams, SamplingParams
+from messages import Grammar, InvalidRequest, OutputParams, SamplingParams
 from settings import ApiSettings
 
 VOCAB_SIZE = 1000
@@ -115,6 +115,20 @@ def test_null_means_the_default() -> None:
     assert parse(**dict.fromkeys(names)) == parse()
 
 
+@pytest.mark.parametrize(
+    ("raw", "grammar"),
+    [
+        ({"regular_constraint": "a+"}, Grammar("regex", "a+")),
+        ({"guided_grammar": 'root ::= "a"'}, Grammar("ebnf", 'root ::= "a"')),
+        ({"guided_json": '{"type": "object"}'}, Grammar("json_schema", '{"type":"object"}')),
+        ({"guided_json": {"type": "object"}}, Grammar("json_schema", '{"type":"object"}')),
+        ({"regular_constraint": "", "guided_json": None}, None),
+    ],
+)
+def test_grammar(raw: dict[str, Any], grammar: Grammar | None) -> None:
+    assert parse(**raw).sampling.grammar == grammar
+
+
 def test_unknown_names_and_empty_constraints_are_ignored() -> None:
     assert parse(no_such_parameter=1, guided_json="", regular_constraint="", move_kv_to_decode_node=None) == parse()
 
@@ -218,9 +232,13 @@ def test_refusal_text(raw: dict[str, Any], message: str) -> None:
         ({"allowed_token_ids": 1}, "allowed_token_ids"),
         ({"stop_sequences": 5}, "stop_sequences"),
         ({"exponential_decay_length_penalty": 5}, "ExponentialDecayLengthPenalty"),
-        ({"guided_json": "{}"}, "guided_json is not supported yet"),
-        ({"guided_grammar": "root ::= x"}, "guided_grammar is not supported yet"),
-        ({"regular_constraint": "a+"}, "regular_constraint is not supported yet"),
+        ({"guided_json": "{"}, "guided_json must be a JSON schema"),
+        ({"guided_json": "[]"}, "guided_json must be a JSON schema, an object, got list"),
+        ({"guided_json": 5}, "guided_json must be a JSON schema, an object, got int"),
+        ({"guided_grammar": {}, "regular_constraint": 5}, "regular_constraint must be a string, got int"),
+        ({"regular_constraint": "a" * 32769}, "regular_constraint has 32769 bytes, at most 32768 are allowed"),
+        ({"regular_constraint": "a", "guided_json": "{}"}, "regular_constraint and guided_json can not be used"),
+        ({"regular_constraint": "a", "allowed_token_ids": [1]}, "allowed_token_ids and regular_constraint can not be"),
     ],
 )
 def test_refused_with_the_name_of_the_culprit(raw: dict[str, Any], word: str) -> None:

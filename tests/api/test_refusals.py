@@ -46,7 +46,10 @@ REFUSALS: list[tuple[Any, str]] = [
         {"inputs": PROMPT, "parameters": {}, "multimodal_params": {"videos": []}},
         "MultimodalParams.__init__() got an unexpected keyword argument 'videos'",
     ),
-    ({"inputs": PROMPT, "parameters": {"guided_json": "{}"}}, "guided_json is not supported yet"),
+    (
+        {"inputs": PROMPT, "parameters": {"guided_json": '{"type": "word"}'}},
+        "json_schema can not be followed: Invalid type: word",
+    ),
 ]
 
 
