@@ -1,6 +1,7 @@
 """A prompt that is computed, or waits to be, with the job that it came by."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from broker.intake import Claim
 from engine.continuation import sequence_of
@@ -14,6 +15,7 @@ class Running:
 
     claim: Claim[PrefillJob]
     sequence: Sequence
+    began_s: float = field(default_factory=time.perf_counter)
 
     @property
     def remaining_tokens(self) -> int:
