@@ -226,6 +226,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     priority: Priority = Priority.NORMAL
     deadline_ms: int = 0  # Unix time after which nobody waits for it; 0: none
     answer: AnswerParams = AnswerParams()
+    trace: str = ""  # W3C traceparent of the span that work on it belongs to; empty: it is not traced
 
 
 class PrefillJob(msgspec.Struct, frozen=True, array_like=True):
@@ -348,6 +349,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     tokens_per_s: float = 0.0  # a prefill worker's prompt tokens per second of work, of late; 0: not known yet
     sequence_s: float = 0.0  # seconds that a sequence is expected to stay in a decode worker's batch; 0: not known
     prefilled_tokens: int = 0  # prompt tokens that it has computed since its start
+    counters: dict[str, int] = {}  # what else it has counted since its start, by its name in /metrics
 
 
 Job = PrefillJob | DecodeJob

@@ -32,8 +32,11 @@ from messages import (
     SamplingParams,
     WorkerState,
 )
+from observability.tracing import valid_traceparent
 
 Body = dict[str, Any]
+
+TRACEPARENT = "traceparent"  # W3C's header
 
 
 async def read_body(request: Request, max_body_bytes: int) -> Body:
@@ -169,6 +172,7 @@ async def _admit(
         deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
         is_detached=is_detached(request),
         answer=answer,
+        trace=valid_traceparent(request.headers.get(TRACEPARENT, "")),
     )
 
 

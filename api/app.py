@@ -25,7 +25,7 @@ def create_app(services: Services) -> FastAPI:
     # The last one added is the first one asked.
     app.add_middleware(KeyGate, services=services)
     app.add_middleware(HeadBound, max_bytes=services.settings.api.max_header_bytes)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, responses=services.meters.responses)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(RedisError, errors.on_redis_error)
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)

@@ -18,6 +18,7 @@ from api.cancellation import end_tasks
 from api.errors import UnknownRequest, aborted
 from api.frames import OutputToken
 from api.health import needed_roles
+from api.measurement import LEFT, Measurement
 from api.output import Output
 from api.services import Services
 from broker.deadline import deadline_error, deadline_event, is_past, now_ms
@@ -51,7 +52,11 @@ class Generation:
         *,
         is_begun: bool = False,
     ) -> None:
-        self.request = request
+        # Who comes to it later measures nothing, or it would be counted twice.
+        self._measurement = (
+            None if is_begun else Measurement(services.meters, services.tracing, request, services.facts.name)
+        )
+        self.request = request if self._measurement is None else self._measurement.request
         self.departure = departure
         self._is_begun = is_begun
         self._services = services
@@ -64,12 +69,16 @@ class Generation:
         self._subscribe()
         try:
             await (self._attach() if self._is_begun else self._create_once())
-        except (InvalidRequest, QueueFull, UnknownRequest):
+        except (InvalidRequest, QueueFull, UnknownRequest) as error:
             self._unsubscribe()
+            if self._measurement is not None:
+                self._measurement.refused(error)
             raise
         except BaseException:  # a cancellation or a lost answer: the script may have run all the same
             await self._leave()
             raise
+        if self._measurement is not None:
+            self._measurement.created(self.request)
         # Nobody reads what a mere follower follows; but a detached request needs no other reader.
         if self.departure is not Departure.FORGET or self.request.is_detached:
             self._services.readings.begin(self.request.request_id)
@@ -86,10 +95,13 @@ class Generation:
         Raises RequestError when the sequence failed, or when nobody is left to work on it."""
         services = self._services
         output = Output(services.tokenizer, services.facts, self.request.output)
+        measurement, subscription = self._measurement, self._subscriptions[choice]
         while choice in self._unfinished:
             tokens: list[OutputToken] = []
             failure: RequestError | None = None
-            for event in await self._next_events(choice):
+            events = await self._next_events(choice)
+            came_s = subscription.heard_s
+            for event in events:
                 if event.finish_reason is not None:
                     self._unfinished.discard(choice)
                 try:
@@ -99,6 +111,10 @@ class Generation:
                     break
                 if tokens[-1].finish_reason is not None:
                     break
+            # The last event may have no token.
+            num_tokens = len(tokens) - (1 if tokens and tokens[-1].token_id is None else 0)
+            if measurement is not None and num_tokens:
+                measurement.came(choice, num_tokens, came_s)
             if tokens and choice in self._unfinished and tokens[-1].finish_reason is not None:
                 *before, last = tokens
                 if before:
@@ -107,6 +123,13 @@ class Generation:
                 tokens = [last]
             if tokens:
                 yield tokens
+            if measurement is not None:
+                if num_tokens:
+                    measurement.relayed(num_tokens, came_s)
+                if failure is not None:
+                    measurement.ended(choice, FinishReason.ERROR)
+                elif (reason := tokens[-1].finish_reason) is not None:
+                    measurement.ended(choice, reason)
             if failure is not None:
                 raise failure
 
@@ -123,6 +146,8 @@ class Generation:
         event, *_ = await self._next_events(0)
         if event.finish_reason is not None:
             self._unfinished.discard(0)
+            if self._measurement is not None:
+                self._measurement.ended(0, event.finish_reason)
         return event
 
     async def _collect(self, choice: int) -> list[OutputToken]:
@@ -142,6 +167,7 @@ class Generation:
         services = self._services
         if is_past(self.request, now_ms()):
             await self._finish(choice, deadline_event(self.request))
+            self._note_failure(choice)
             raise deadline_error(self.request)
         role, absent_s = services.view.longest_absent(needed_roles(services.facts.is_reward))
         quiet_s = time.monotonic() - quiet_since
@@ -151,7 +177,12 @@ class Generation:
             error = NoWorker(f"no live {role} worker for {no_worker_timeout_s:g} s (Status code: 503)")
             event = TokenEvent(finish_reason=FinishReason.ERROR, error=str(error), error_status=error.status)
             await self._finish(choice, event)
+            self._note_failure(choice)
             raise error
+
+    def _note_failure(self, choice: int) -> None:
+        if self._measurement is not None:
+            self._measurement.ended(choice, FinishReason.ERROR)
 
     def _patience_s(self) -> float:
         """Until there is something to look at: the deadline, or who is left."""
@@ -172,6 +203,8 @@ class Generation:
 
     async def _leave(self) -> None:
         self._unsubscribe()
+        if self._measurement is not None:
+            self._measurement.closed(LEFT if self.departure is Departure.LINGER else FinishReason.ABORT)
         if self._is_read:
             self._is_read = False
             self._services.readings.end(self.request.request_id)

@@ -1,13 +1,16 @@
-"""One id per request, in logs, in Redis and on the response.
+"""One id per request, in logs, in Redis and on the response; and how many responses there were.
 
-Pure ASGI. A client's X-Request-Id is taken when it is harmless as a key and a log field; otherwise one is drawn.
+Pure ASGI. Every line that is logged while it is answered has the id. A client's
+X-Request-Id is taken when it is harmless as a key and a log field; otherwise one is drawn.
 """
 
 import re
 import uuid
+from collections import Counter
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 HEADER = "X-Request-Id"
 _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -16,8 +19,9 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestId:
     """Middleware: puts the id into `scope["pdq.request_id"]` and on every response that does not name one itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, responses: Counter[tuple[str, str]]) -> None:
+        """`responses` counts them, by the path of their route and by status."""
+        self._app, self._responses = app, responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,6 +34,10 @@ class RequestId:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).setdefault(HEADER, request_id)
+                # The route's path, not the request's, which may be anything.
+                path = getattr(scope.get("route"), "path", "other")
+                self._responses[path, str(message["status"])] += 1
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, send_with_id)

@@ -7,7 +7,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -18,11 +18,13 @@ from api.cluster_view import ClusterView
 from api.gate import Gate
 from api.grammar_check import GrammarCheck
 from api.key_ring import KeyRing, open_key_ring
+from api.meters import ApiMeters
 from api.model_facts import ModelFacts
 from api.readings import Readings
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
 from broker.relay import RelayReader
+from observability.tracing import Tracing, open_tracing
 from settings import Settings
 
 
@@ -43,6 +45,8 @@ class Services:
     background: Background
     stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
     key_ring: KeyRing | None = None  # None: no keys are asked for
+    tracing: Tracing | None = None  # None: nothing is traced
+    meters: ApiMeters = field(default_factory=ApiMeters)
 
 
 @asynccontextmanager
@@ -52,6 +56,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     facts = ModelFacts.from_dir(settings.model)
     tokenizer = Tokenizer.from_dir(facts.path)
     api_id = f"api-{uuid.uuid4().hex[:12]}"
+    tracing = open_tracing(settings.tracing, "api", api_id)
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
         relay = RelayReader(broker, api_id)
         view = ClusterView(broker, settings.api)
@@ -73,9 +78,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     background,
                     asyncio.Event(),
                     key_ring,
+                    tracing,
                 )
             finally:
                 await background.end()
+                if tracing is not None:
+                    await asyncio.to_thread(tracing.close)
 
 
 @asynccontextmanager

@@ -14,7 +14,9 @@ from api.health import capacity_tokens, lacking_roles, needed_roles
 from api.metrics import exposition
 from api.services import services_of
 from api.token_load import token_load
+from broker.queue_waits import read_waits
 from messages import Role
+from observability.families import Aliases
 from telemetry import get_logger
 
 log = get_logger()
@@ -70,14 +72,18 @@ async def get_token_load(request: Request) -> Response:
 
 @router.get("/metrics", response_model=None)
 async def metrics(request: Request) -> Response:
-    """The figures of workers and queues in Prometheus' text format."""
+    """What this process has measured, and the figures of workers and queues, in Prometheus' text format."""
     services = services_of(request)
     broker = services.broker
     depths = {
         Role.PREFILL: await broker.prefill_queue.depths(),
         Role.DECODE: await broker.decode_queue.depths(),
     }
-    return Response(exposition(await services.view.workers(), depths), headers={"content-type": CONTENT_TYPE_LATEST})
+    waits = await read_waits(broker.redis, broker.keys)
+    aliases = Aliases(services.facts.name) if services.settings.metrics.vllm_names else None
+    num_followed = services.relay.num_subscriptions
+    text = exposition(services.meters, num_followed, await services.view.workers(), depths, waits, aliases)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _lacking(request: Request) -> str:

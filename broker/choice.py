@@ -27,6 +27,7 @@ class Taken:
     choice: int
     epoch: int  # goes with every append and hand-over from now on
     events: list[TokenEvent]  # published so far; the next index is their number
+    taken_ms: int = 0  # when, by Redis' clock, which also stamped the entries of the queues; 0: not known
 
 
 class Append(msgspec.Struct, frozen=True):

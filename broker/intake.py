@@ -15,6 +15,8 @@ from broker.heartbeat import Heartbeat
 from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
 from broker.request_log import Append, Taken
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WireError
+from observability.catalogue import EXPIRED, FAILED, LOST, RECLAIMED
+from observability.worker_meters import WorkerMeters
 from settings import QueueSettings
 from telemetry import get_logger
 
@@ -50,6 +52,12 @@ class Claim(Generic[JobT]):
         """How many workers died or failed on this job before."""
         return attempt_of(self.entry)
 
+    @property
+    def waited_s(self) -> float:
+        """From the job's being put on the queue to its taking, by Redis' clock."""
+        put_ms = int(self.entry.entry_id.partition(b"-")[0])
+        return max(0, self.taken.taken_ms - put_ms) / 1000
+
     def next_event(self, event: TokenEvent, index: int) -> Append:
         """`event` at `index` of the choice's stream, under our epoch."""
         request = self.taken.request
@@ -75,6 +83,7 @@ class Intake(Generic[JobT]):
         worker_id: str,
         phase: Phase,
         settings: QueueSettings,
+        meters: WorkerMeters | None = None,
     ) -> None:
         self._broker = broker
         self._queue: JobQueue[JobT] = queue
@@ -84,6 +93,7 @@ class Intake(Generic[JobT]):
         self._max_deliveries = settings.max_deliveries
         self._clock_tolerance_s = settings.clock_tolerance_s
         self._reclaim_at = 0.0
+        self.meters = meters or WorkerMeters()
 
     async def next_claims(
         self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS
@@ -113,11 +123,19 @@ class Intake(Generic[JobT]):
                 await self._let_go(entry)
                 continue
             claim = Claim(entry, taken)
+            self._note_wait(claim)
             if self.is_late(claim):
                 await self.expire(claim)
             else:
                 claims.append(claim)
         return claims
+
+    def _note_wait(self, claim: Claim[JobT]) -> None:
+        """A reclaimed job was with a worker most of the time: that is no wait."""
+        if claim.entry.deliveries == 1 and claim.taken.taken_ms:
+            queue = self.meters.queues[claim.entry.queue]
+            name = f"queue {claim.entry.queue}"
+            self.meters.phase(queue, claim.waited_s, name, claim.taken.request, choice=claim.taken.choice)
 
     async def _reclaim_if_due(self, count: int, classes: Sequence[Priority]) -> list[QueueEntry[JobT]]:
         # Raised, not logged: without its beat a worker looks dead while it holds on to what it has claimed.
@@ -133,6 +151,7 @@ class Intake(Generic[JobT]):
                 self._reclaim_at = time.monotonic() + self._reclaim_every_s
                 break
             entries += reclaimed
+        self.meters.count(RECLAIMED, len(entries))
         for entry in entries:
             log.warning("job_reclaimed", request_id=entry.job.request_id, deliveries=entry.deliveries)
         return entries
@@ -168,6 +187,7 @@ class Intake(Generic[JobT]):
         """We were fenced. The entry is acknowledged only if nobody can need it: where another worker holds the very
         same entry, our acknowledgement would destroy its claim."""
         self._heartbeat.drop(claim.entry)
+        self.meters.count(LOST)
         is_stale = await self._broker.requests.ack_if_stale(claim.entry)
         log.info("job_lost", request_id=claim.job.request_id, choice=claim.job.choice, is_stale=is_stale)
 
@@ -188,11 +208,13 @@ class Intake(Generic[JobT]):
 
     async def fail(self, claim: AnyClaim, message: str, status: int = 500) -> None:
         """End the sequence with an error."""
+        self.meters.count(FAILED)
         log.error("request_failed", request_id=claim.job.request_id, choice=claim.job.choice, reason=message)
         await self._end(claim, TokenEvent(finish_reason=FinishReason.ERROR, error=message, error_status=status))
 
     async def expire(self, claim: AnyClaim) -> None:
         """End a sequence that is late."""
+        self.meters.count(EXPIRED)
         log.info("request_expired", request_id=claim.job.request_id, choice=claim.job.choice, phase=self._phase)
         await self._end(claim, deadline_event(claim.taken.request))
 

@@ -6,6 +6,7 @@ from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.job_queue import EVERY_CLASS
 from messages import Phase, PrefillJob
+from observability.worker_meters import WorkerMeters
 from settings import QueueSettings
 
 MOST_STRAYS = 16  # that are taken at once from those who are gone
@@ -14,9 +15,16 @@ MOST_STRAYS = 16  # that are taken at once from those who are gone
 class LocalIntake(Intake[PrefillJob]):
     """One per decode worker."""
 
-    def __init__(self, broker: Broker, heartbeat: Heartbeat, worker_id: str, settings: QueueSettings) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        heartbeat: Heartbeat,
+        worker_id: str,
+        settings: QueueSettings,
+        meters: WorkerMeters | None = None,
+    ) -> None:
         # A decode worker has it and holds blocks for it, so that it counts as decoding from the beginning.
-        super().__init__(broker, broker.local_queue, heartbeat, worker_id, Phase.DECODING, settings)
+        super().__init__(broker, broker.local_queue, heartbeat, worker_id, Phase.DECODING, settings, meters)
         self._local_queue = broker.local_queue
         self.has_bid = False  # one may stand
 

@@ -120,9 +120,13 @@ class RequestLog:
         )
         if answer is None:
             return None
-        request, epoch, *events = answer
+        request, epoch, taken_at, *events = answer
         return Taken(
-            decode(request, GenerationRequest), job.choice, epoch, [decode(event, TokenEvent) for event in events]
+            decode(request, GenerationRequest),
+            job.choice,
+            epoch,
+            [decode(event, TokenEvent) for event in events],
+            int(taken_at.partition(b"-")[0]),
         )
 
     async def append(self, items: Sequence[Append]) -> list[bool]:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from messages import PoolExport, Role, TransferCount, WorkerState, WorkerStatus
+from observability.worker_meters import WorkerMeters
 
 
 class StatusBoard:
@@ -29,6 +30,7 @@ class StatusBoard:
         self.tokens_per_s = 0.0
         self.sequence_s = 0.0
         self.prefilled_tokens = 0
+        self.meters = WorkerMeters()
         self.gpus: tuple[str, ...] = ()
         self.export: PoolExport | None = None
         self.read_transfers: Callable[[], Mapping[str, TransferCount]] = dict
@@ -82,4 +84,5 @@ class StatusBoard:
             tokens_per_s=self.tokens_per_s,
             sequence_s=self.sequence_s,
             prefilled_tokens=self.prefilled_tokens,
+            counters=dict(self.meters.counts),
         )

@@ -44,6 +44,7 @@ def shared_knobs(
             "drain_s": min(settings.api.drain_s, API_DRAIN_S),
         },
         "queue": {"drain_s": min(settings.queue.drain_s, WORKER_DRAIN_S)},
+        "metrics": {"port": settings.metrics.port},
         "log": {"level": settings.log.level, "format": log_format},
     }
 
@@ -67,16 +68,17 @@ def nursery_child(state_dir: Path) -> ChildSpec:
 def cluster_children(knobs: Overrides, num_workers: dict[Role, int], nursery: Path | None = None) -> list[ChildSpec]:
     """The workers, of a nursery where there is one, and the API: it goes first and drains, the workers follow."""
     variables = environment(knobs)
+    first_port = knobs.get("metrics", {}).get("port", 0)
+    names = [(role, number) for role, count in num_workers.items() for number in range(count)]
     workers = [
         ChildSpec(
             f"{role} {number}",
             pdq_command(role),
-            variables,
+            variables | ({"PDQ_METRICS__PORT": str(first_port + place)} if first_port else {}),
             stop_order=1,
             stop_within_s=WORKERS_WITHIN_S,
             nursery=nursery,
         )
-        for role, count in num_workers.items()
-        for number in range(count)
+        for place, (role, number) in enumerate(names)
     ]
     return [*workers, ChildSpec("api", pdq_command("api"), variables, stop_order=0, stop_within_s=API_WITHIN_S)]

@@ -8,14 +8,19 @@ import faulthandler
 import os
 from asyncio import FIRST_COMPLETED
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from broker.client import Broker, open_broker
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
 from cli.gpu_placement import place
+from cli.model import client_name
 from cli.stop_signals import StopSignals
 from messages import STALLED_EXIT_CODE, Role
+from observability.listener import metrics_listener
+from observability.tracing import open_tracing
 from settings import Settings
 from telemetry import configure_logging, get_logger
 
@@ -63,7 +68,16 @@ async def _run(settings: Settings, board: StatusBoard, num_threads: int, num_ran
     from engine.ranks import Ranks
     from engine.threads import on_passing_thread
 
-    async with open_broker(settings.redis, settings.queue, settings.stream, is_patient=True) as broker:
+    tracing = open_tracing(settings.tracing, board.role, board.worker_id)
+    board.meters.spans = tracing
+    model_name = client_name(settings.model, Path(settings.model.path))
+    async with AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.callback(tracing.close)
+        stack.enter_context(metrics_listener(settings.metrics, board.meters, board.read, model_name))
+        broker = await stack.enter_async_context(
+            open_broker(settings.redis, settings.queue, settings.stream, is_patient=True)
+        )
         heartbeat = Heartbeat(
             settings.redis,
             settings.queue,

@@ -24,6 +24,7 @@ from engine.sequence import Sequence
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
 from messages import DecodeJob, KVTransferFailed, Phase, PrefillJob, Release, RequestError
+from observability.catalogue import REFUSED_HANDLES
 from settings import Settings
 from telemetry import get_logger
 
@@ -86,10 +87,12 @@ class Admission:
     async def admit(self, claim: Claim[DecodeJob], stopping: asyncio.Event) -> None:
         """Get the sequence's blocks and pull its KV into them; without its KV it goes back to prefill."""
         job, taken = claim.job, claim.taken
+        meters, taken_s = self.intake.meters, time.perf_counter()
         try:
             self.check_handle(job)
         except KVTransferFailed as error:
             # Nobody is known to release it to; and where every owner's secret is another than ours, this has to end.
+            meters.count(REFUSED_HANDLES)
             log.warning("kv_handle_refused", request_id=job.request_id, reason=str(error))
             if self.intake.is_poison(claim):
                 await self.intake.fail(claim, str(error))
@@ -135,6 +138,7 @@ class Admission:
         opening = None if taken.request.sampling.grammar is None else self.open_grammar(sequence)  # beside the pull
         sequence.block_table = self.space.allocate(needed)
         started = time.perf_counter()
+        meters.kv_wait.observe(started - taken_s)
         export = await self.exports.find(job.kv_handle)
         self.pulling_since = time.monotonic()
         try:
@@ -151,6 +155,8 @@ class Admission:
             self.pulling_since = None
         took_s = time.perf_counter() - started
         self.pull_rate.note(job.kv_handle.num_tokens, took_s)
+        facts: dict[str, str | int] = {"choice": job.choice, "blocks": needed, "owner": job.kv_handle.worker_id}
+        meters.phase(meters.pull, took_s, "kv_pull", taken.request, **facts)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
         refusal = None if opening is None else await asyncio.wrap_future(opening)
         if refusal is not None:

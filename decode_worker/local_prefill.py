@@ -37,6 +37,7 @@ from engine.continuation import event_of, sequence_of
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from messages import Phase, PrefillJob
+from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
 from settings import Settings
 from telemetry import get_logger
 
@@ -155,6 +156,8 @@ class LocalPrefill:
             return
         sequence.block_table = [*cached, *self.space.allocate(missing)]
         sequence.num_computed_tokens = num_cached
+        self.intake.meters.count(PREFIX_QUERIED, sequence.num_tokens)
+        self.intake.meters.count(PREFIX_HIT, num_cached)
         self.batch.prefilling.append(Running(claim, sequence))
         self.batch.work_came.set()
 
@@ -193,6 +196,10 @@ class LocalPrefill:
         """The first token; then the sequence decodes with the others."""
         event = event_of(one.sequence, token, self.runner.eos_token_ids)
         (accepted,) = await self.broker.requests.append([one.claim.next_event(event, one.sequence.num_output_tokens)])
+        if accepted:
+            self.note_prefill(one)
+        else:
+            self.intake.meters.count(FENCED)
         if not token.error:  # what gave no finite logits is not to be reused
             self.space.remember(one.sequence.token_ids, one.sequence.block_table)
         if accepted and event.finish_reason is None:
@@ -203,6 +210,13 @@ class LocalPrefill:
             return
         self.batch.leave(one)
         await (self.intake.done(one.claim) if accepted else self.intake.lost(one.claim))
+
+    def note_prefill(self, one: Running) -> None:
+        """Its token is published; its decoding begins."""
+        meters, now_s = self.intake.meters, time.perf_counter()
+        facts = {"choice": one.claim.job.choice, "tokens": one.sequence.num_computed_tokens}
+        meters.phase(meters.prefill, now_s - one.since_s, "prefill", one.claim.taken.request, **facts)
+        one.since_s = now_s
 
     async def drop_ended(self) -> None:
         """Those that were ended from outside, that are late, or that others took over while we slept."""

@@ -1,6 +1,7 @@
 """A sequence of the running batch, with the job that it came by."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from broker.intake import Claim
 from engine.sequence import Sequence
@@ -14,6 +15,9 @@ class Running:
     claim: Claim[DecodeJob] | Claim[PrefillJob]
     sequence: Sequence
     is_suspect: bool = False  # workers died on it: its first step is made alone
+    since_s: float = field(
+        default_factory=time.perf_counter
+    )  # when it came to the prefill, or the batch, of this worker
 
     @property
     def remaining_tokens(self) -> int:

@@ -54,6 +54,15 @@ class ShardReceiver:
                 total[kind] = total.get(kind, TransferCount()).plus(count.pulls, count.num_bytes, count.failures)
         return total
 
+    @property
+    def pairs(self) -> Mapping[tuple[str, str], int]:
+        """See KVReceiver."""
+        total: dict[tuple[str, str], int] = {}
+        for receiver in list(self._receivers.values()):
+            for pair, number in list(receiver.pairs.items()):
+                total[pair] = total.get(pair, 0) + number
+        return total
+
     def pull(
         self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None = None
     ) -> None:

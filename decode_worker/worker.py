@@ -43,6 +43,7 @@ from kv_transfer.seal import Seal, open_seal
 from kv_transfer.segment import sweep_segments
 from kv_transfer.sender import KVSender
 from messages import Phase, WorkerState
+from observability.catalogue import FENCED, PREEMPTED
 from settings import Settings
 from telemetry import get_logger
 
@@ -77,7 +78,10 @@ class DecodeWorker:
         self.settings, self.broker, self.board, self.heartbeat = settings, broker, board, heartbeat
         self.runner, self.space = runner, space
         self.block_size = settings.kv.block_size
-        self.intake = Intake(broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue)
+        self.meters = board.meters
+        self.intake = Intake(
+            broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue, self.meters
+        )
         self.unpublished: list[Output] = []  # of the last step
         self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
@@ -103,7 +107,7 @@ class DecodeWorker:
             settings,
             broker,
             board,
-            LocalIntake(broker, heartbeat, board.worker_id, settings.queue),
+            LocalIntake(broker, heartbeat, board.worker_id, settings.queue, self.meters),
             self.batch,
             runner,
             self.compute_thread,
@@ -111,6 +115,8 @@ class DecodeWorker:
             read_way=lambda: (HANDOFF_TRIPS * self.admission.round_trip_s.value, self.admission.pull_rate.value),
         )
         offers = None if sender is None else Offers(sender, space.free, seal)
+        if offers is not None:
+            self.meters.num_offers = lambda: len(offers)
         self.drain = Drain(settings, broker, board, self.intake, space, offers, self.compute_thread)
 
     async def run(self) -> None:
@@ -175,6 +181,8 @@ class DecodeWorker:
         self.prepared = self.running if can_go_on else None
         self.last_step_s = time.perf_counter() - began
         self.pace.note(self.last_step_s, 1)
+        self.meters.decode_step.observe(self.last_step_s)
+        self.meters.batch.observe(len(batch))
 
     def show(self) -> None:
         """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""
@@ -234,13 +242,20 @@ class DecodeWorker:
         outputs = self.unpublished
         if not outputs:
             return []
+        began_s = time.perf_counter()
         accepted = await self.broker.requests.append([output.append for output in outputs])
+        published_s = time.perf_counter()
+        self.meters.publish.observe(published_s - began_s)
         refused = [output.one for output, ok in zip(outputs, accepted, strict=True) if not ok]
+        if refused:
+            self.meters.count(FENCED, len(refused))
         for one in refused:
             await self.intake.lost(one.claim)
-        ended = [output.one.claim for output, ok in zip(outputs, accepted, strict=True) if ok and output.is_last]
+        ended = [output.one for output, ok in zip(outputs, accepted, strict=True) if ok and output.is_last]
         if ended:
-            await self.intake.done(*ended)
+            for one in ended:
+                self.note_end(one, published_s)
+            await self.intake.done(*(one.claim for one in ended))
         for output in outputs:
             if output.one.is_suspect and output.one not in refused:
                 output.one.is_suspect = False
@@ -248,12 +263,19 @@ class DecodeWorker:
         self.unpublished = []
         return refused
 
+    def note_end(self, one: Running, now_s: float) -> None:
+        """Its last token is published."""
+        facts = {"choice": one.claim.job.choice, "tokens": one.sequence.num_output_tokens + 1}
+        self.meters.phase(self.meters.decode, now_s - one.since_s, "decode", one.claim.taken.request, **facts)
+
     async def settle(self) -> None:
         """Publish what is not yet; while nothing is computed."""
         self.retire(await self.publish())
 
     async def preempt(self, one: Running) -> None:
         """Blocks ran out: the sequence gives its own back and is recomputed from its tokens."""
+        self.meters.count(PREEMPTED)
+        self.note_departure(one, "preempted")
         log.info("sequence_preempted", request_id=one.claim.job.request_id, num_tokens=one.sequence.num_tokens)
         if one.sequence.num_blocks(self.block_size) > self.space.num_blocks:
             await self.intake.fail(one.claim, f"the sequence outgrew the KV pool of {self.space.num_blocks} blocks")
@@ -297,12 +319,20 @@ class DecodeWorker:
         for one in leaving:
             await (self.intake.lost(one.claim) if one in lost else self.intake.expire(one.claim))
 
+    def note_departure(self, one: Running, why: str) -> None:
+        """It goes on elsewhere."""
+        facts: dict[str, str | int] = {"left": why, "choice": one.claim.job.choice}
+        facts["tokens"] = one.sequence.num_output_tokens
+        self.meters.span("decode", time.perf_counter() - one.since_s, one.claim.taken.request, **facts)
+
     async def leave(self) -> None:
         """Hand every sequence on: it continues on another worker from its last published token."""
         self.board.state = WorkerState.DRAINING
         self.heartbeat.wake()  # so that a worker that stops at the same time does not count on us
         leaving = sorted(self.batch.here, key=lambda one: one.claim.priority.rank)
         self.batch.running, self.batch.joining = [], []
+        for one in leaving:
+            self.note_departure(one, "stopping")
         await self.drain.run(leaving, self.admission.pull_rate.value)
 
 
@@ -331,6 +361,7 @@ async def work(
         if ranks is not None:
             ranks.serve(num_blocks)
         board.read_transfers = lambda: receiver.counts
+        board.meters.read_pairs = lambda: receiver.pairs
         # A worker killed beside us leaves its pool in /dev/shm, and our mapping keeps the memory.
         heartbeat.on_tick += [sweep_segments, receiver.prune]
         graphs = await on_passing_thread(decode_graphs, settings, model, pool, board.say)

@@ -24,6 +24,7 @@ from telemetry import get_logger
 
 log = get_logger()
 
+_MOST_PAIRS = 256  # owners come and go; of those that are long gone nothing is kept
 _RETRY_S = 30.0  # how long a transport that failed for an owner is not tried for it again
 
 
@@ -68,6 +69,7 @@ class KVReceiver:
         self._failed: dict[tuple[str, str], float] = {}  # (pool, kind) -> when it may be tried again
         self._chosen: dict[str, str] = {}  # pool -> kind, as it was logged
         self.counts = {kind: TransferCount() for kind in self._pullers}
+        self.pairs: dict[tuple[str, str], int] = {}  # (owner, kind) -> pulls; whom we have met last comes last
 
     @property
     def num_mappings(self) -> int:
@@ -109,10 +111,17 @@ class KVReceiver:
                 log.warning("kv_transport_failed", pool=export.pool, kind=kind, reason=str(error))
             else:
                 self.counts[kind] = self.counts[kind].plus(pulls=1, num_bytes=len(block_ids) * self._block_bytes)
+                self._note_pair(export.worker_id, kind)
                 if self._chosen.get(export.pool) != kind:
                     self._chosen[export.pool] = kind
                     log.info("kv_transport_chosen", owner=export.worker_id, pool=export.pool, kind=kind)
                 return
+
+    def _note_pair(self, owner: str, kind: str) -> None:
+        pair = (owner, kind)
+        self.pairs[pair] = self.pairs.pop(pair, 0) + 1
+        if len(self.pairs) > _MOST_PAIRS:
+            del self.pairs[next(iter(self.pairs))]
 
     def prune(self) -> int:
         """Drop what is kept of dead owners; of how many."""

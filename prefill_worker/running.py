@@ -1,7 +1,8 @@
 """A prompt that is computed, or waits to be, with the job that it came by."""
 
+import time
 from asyncio import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker.intake import Claim
 from engine.continuation import sequence_of
@@ -17,6 +18,7 @@ class Running:
     claim: Claim[PrefillJob]
     sequence: Sequence
     opening: Future[RequestError | None] | None = None  # of its grammar, if it has one
+    began_s: float = field(default_factory=time.perf_counter)
 
     @property
     def remaining_tokens(self) -> int:

@@ -33,6 +33,7 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
+from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.running import Running, running
 from prefill_worker.scheduler import open_classes, plan_step
 from settings import Settings
@@ -73,7 +74,11 @@ class PrefillWorker:
             settings.queue.clock_tolerance_s,
             self.blocks_freed.set,
         )
-        self.intake = Intake(broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue)
+        self.meters = board.meters
+        self.meters.num_offers = lambda: len(self.offers)
+        self.intake = Intake(
+            broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue, self.meters
+        )
         self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
         self.running: list[Running] = []  # oldest first
         self.token_budget = settings.prefill.token_budget_on(runner.device_type)
@@ -148,7 +153,9 @@ class PrefillWorker:
         finished = {id(one) for one, _ in done}
         self.running = [one for one in self.running if id(one) not in finished]
         await self.publish(done)
-        self.note_work(sum(chunk.num_tokens for chunk in plan), time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        self.note_work(sum(chunk.num_tokens for chunk in plan), took_s)
+        self.meters.prefill_step.observe(took_s)
 
     async def publish(self, done: list[tuple[Running, Sampled]]) -> None:
         """First tokens out at once; then the KV is offered and the sequence goes to decode."""
@@ -165,27 +172,36 @@ class PrefillWorker:
             self.sum_blocks(one.sequence.block_table) if event.finish_reason is None else None
             for (one, _), event in zip(done, events, strict=True)
         ]
+        began_s = time.perf_counter()
         accepted = await self.broker.requests.append(appends)
+        published_s = time.perf_counter()
+        self.meters.publish.observe(published_s - began_s)
         for (one, token), ok, sums in zip(done, accepted, summing, strict=True):
+            if ok:
+                self.note_prefill(one, published_s)
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
                     one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
                 )
             if not ok:
+                self.meters.count(FENCED)
                 self.free(one)
                 await self.intake.lost(one.claim)
             elif sums is None:
                 self.free(one)
                 await self.intake.done(one.claim)
             else:
-                await self.offer(one, sums)
+                await self.offer(one, sums, published_s)
 
     def sum_blocks(self, block_ids: list[int]) -> asyncio.Future[tuple[int, ...]]:
         """Their checksums, before the next step is computed."""
         return asyncio.get_running_loop().run_in_executor(self.compute_thread, self.offers.checksums, block_ids)
 
-    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]]) -> None:
-        """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged."""
+    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]], published_s: float) -> None:
+        """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged.
+
+        `published_s`: when its token was (time.perf_counter()).
+        """
         job = one.claim.job
         offer = self.offers.open(
             one.claim.taken.request,
@@ -203,6 +219,10 @@ class PrefillWorker:
         if not is_handed_over:
             self.offers.close(offer.transfer_id)
             self.blocks_freed.set()
+            return
+        took_s = time.perf_counter() - published_s
+        num_blocks = len(offer.handle.block_ids)
+        self.meters.phase(self.meters.offer, took_s, "offer", offer.request, choice=job.choice, blocks=num_blocks)
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
@@ -218,6 +238,8 @@ class PrefillWorker:
         self.free(one)
         event = TokenEvent(finish_reason=FinishReason.STOP, score=score)
         (accepted,) = await self.broker.requests.append([claim.next_event(event, 0)])
+        if accepted:
+            self.note_prefill(one, time.perf_counter())
         await (self.intake.done(claim) if accepted else self.intake.lost(claim))
 
     # -- sequences and blocks ------------------------------------------------------------------------------------
@@ -246,6 +268,12 @@ class PrefillWorker:
         self.board.prefilled_tokens += num_tokens
         self.board.tokens_per_s = self.rate.value
 
+    def note_prefill(self, one: Running, now_s: float) -> None:
+        """Its token, or its score, is published."""
+        claim = one.claim
+        facts = {"choice": claim.job.choice, "tokens": one.sequence.num_computed_tokens, "attempt": claim.attempt}
+        self.meters.phase(self.meters.prefill, now_s - one.began_s, "prefill", claim.taken.request, **facts)
+
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
         cached = self.space.match(one.sequence.token_ids)
@@ -256,6 +284,8 @@ class PrefillWorker:
         one.sequence.block_table = [*cached, *self.space.allocate(missing)]
         one.sequence.num_computed_tokens = len(cached) * self.settings.kv.block_size
         self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
+        self.meters.count(PREFIX_QUERIED, one.sequence.num_tokens)
+        self.meters.count(PREFIX_HIT, one.sequence.num_computed_tokens)
         return True
 
     def opened(self, one: Running) -> Running:

@@ -15,15 +15,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grammar": {"messages"},
     "settings": {"messages"},
     "telemetry": {"settings"},
+    "observability": ROOT_MODULES,
     "kernels": set(),
-    "broker": ROOT_MODULES,
+    "broker": ROOT_MODULES | {"observability"},
     "engine": ROOT_MODULES | {"kernels"},
     "kv_transfer": ROOT_MODULES | {"kernels"},
-    "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer"},
-    "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels"},
-    "api": ROOT_MODULES | {"broker"},
+    "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "observability"},
+    "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels", "observability"},
+    "api": ROOT_MODULES | {"broker", "observability"},
     "bench": {"settings", "messages"},
-    "cli": ROOT_MODULES | {"broker"},
+    "cli": ROOT_MODULES | {"broker", "observability"},
 }
 # Inside a function only: one command's room, loaded when that command is run.
 MAY_IMPORT_LAZILY: dict[str, set[str]] = {
@@ -138,7 +139,7 @@ def module_names(*rooms: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "rooms",
-    [("messages", "settings", "telemetry", "broker", "api"), ("cli",)],
+    [("messages", "settings", "telemetry", "observability", "broker", "api"), ("cli",)],
     ids=lambda rooms: rooms[-1],
 )
 def test_torch_is_not_loaded_by(rooms: tuple[str, ...]) -> None:

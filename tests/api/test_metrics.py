@@ -1,10 +1,14 @@
 """/metrics: what the registry says, in a form that Prometheus' own parser reads."""
 
+import asyncio
+import contextlib
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from messages import Priority, Role, TransferCount
-from settings import Settings
-from tests.api.fake_cluster import fake_cluster, run, status
+from api.generation import Departure, Generation
+from messages import FinishReason, Priority, Role, TokenEvent, TransferCount
+from settings import MetricsSettings, Settings
+from tests.api.fake_cluster import FakeCluster, fake_cluster, run, status
 from tests.broker.samples import make_request
 
 
@@ -37,5 +41,77 @@ def test_figures_of_every_worker(settings: Settings) -> None:
             assert seen["pdq_prefill_tokens_per_second", "prefill", "prefill-0"] == 35
             assert seen["pdq_queue_jobs", "low", "prefill"] == 1
             assert seen["pdq_queue_jobs", "decode", "high"] == 0
+
+    run(main())
+
+
+async def figures(cluster: FakeCluster) -> dict[tuple[str, ...], float]:
+    """Name and values of the labels -> value."""
+    text = (await cluster.client.get("/metrics")).text
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_how_sequences_end_is_told_apart(settings: Settings) -> None:
+    async def main() -> None:
+        async with fake_cluster(settings) as cluster:
+            text = " one two three four"
+            cluster.script = cluster.length_script(text)
+            num_tokens = len(cluster.ids(text))
+            await cluster.generate(max_new_tokens=16, best_of=2)
+            await cluster.generate(max_new_tokens=16, stop_sequences=[" two"])
+            error = TokenEvent(finish_reason=FinishReason.ERROR, error="broken", error_status=500)
+            cluster.script = cluster.events_script([*cluster.events(cluster.ids(text))[:-1], error])
+            assert (await cluster.ask(max_new_tokens=16)).status_code == 500
+            seen = await figures(cluster)
+            assert seen["pdq_sequences_total", "length"] == 2
+            assert seen["pdq_sequences_total", "stop"] == 1
+            assert seen["pdq_sequences_total", "error"] == 1
+            assert seen["pdq_sequence_seconds_count",] == 3, "a failure is no time that it takes"
+            assert seen["pdq_prompt_tokens_count",] == 3, "of requests, not of sequences"
+            assert seen["pdq_time_to_first_token_seconds_count",] == 4
+            num_stopped = seen["pdq_output_tokens_sum",] - 2 * num_tokens
+            assert 0 < num_stopped < num_tokens
+            assert seen["pdq_http_responses_total", "/generate", "500"] == 1
+            assert seen["pdq_followed_sequences",] == 0
+
+    run(main())
+
+
+def test_who_left_and_who_was_never_let_in(settings: Settings) -> None:
+    async def main() -> None:
+        async with fake_cluster(settings, takes_jobs=False) as cluster:
+            body = {"inputs": "What is AI?", "parameters": {"max_new_tokens": 4}}
+            for departure in (Departure.CANCEL, Departure.LINGER):
+                request = make_request(departure.value, api_id=cluster.services.api_id)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2), Generation(cluster.services, request, departure) as generation:
+                        await generation.collect()
+            refused = await cluster.post("/generate", body | {"parameters": {"max_new_tokens": 10**6}})
+            assert refused.status_code == 417
+            seen = await figures(cluster)
+            assert seen["pdq_sequences_total", "abort"] == 1
+            assert seen["pdq_sequences_total", "left"] == 1
+            assert seen["pdq_admission_seconds_count",] == 2
+            assert ("pdq_http_responses_total", "/generate", "417") in seen
+
+    run(main())
+
+
+def test_without_vllms_names_there_are_none(settings: Settings) -> None:
+    async def main() -> None:
+        bare = settings.model_copy(update={"metrics": MetricsSettings(vllm_names=False)})
+        async with fake_cluster(bare) as cluster:
+            assert not any(name.startswith("vllm:") for name, *_ in await figures(cluster))
+        async with fake_cluster(settings) as cluster:
+            await cluster.beat(status(Role.DECODE, num_blocks=8, free_blocks=6, num_running=2))
+            seen = await figures(cluster)
+            name = cluster.services.facts.name
+            assert seen["vllm:kv_cache_usage_perc", *sorted(("decode-0", name))] == 0.25
+            assert seen["vllm:num_requests_running", *sorted(("decode-0", name))] == 2
+            assert seen["vllm:num_requests_waiting", "0", name] == 0
 
     run(main())

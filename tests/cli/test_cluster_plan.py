@@ -8,7 +8,7 @@ from cli.cluster_plan import cluster_children, nursery_child, nursery_path, redi
 from cli.model import client_name
 from cli.options import environment, overrides
 from messages import Role
-from settings import ApiSettings, LogSettings, ModelSettings, Settings, load_settings
+from settings import ApiSettings, LogSettings, MetricsSettings, ModelSettings, Settings, load_settings
 
 
 def test_the_environment_reads_back_as_the_settings_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +95,13 @@ def test_workers_and_nobody_else_are_the_nurserys() -> None:
     nursery = nursery_child(Path("/run/x"))
     assert nursery.command[-1] == str(path) and nursery.nursery is None
     assert nursery.stop_order == 0, "nobody is to be forked while all end"
+
+
+def test_each_worker_has_a_metrics_port_of_its_own_where_one_is_asked_for() -> None:
+    def ports(port: int) -> list[str]:
+        knobs = shared_knobs(Settings(metrics=MetricsSettings(port=port)), Path("/m"), "m", "r")
+        workers = cluster_children(knobs, {Role.PREFILL: 2, Role.DECODE: 2})[:-1]
+        return [worker.environment["PDQ_METRICS__PORT"] for worker in workers]
+
+    assert ports(9464) == ["9464", "9465", "9466", "9467"]
+    assert ports(0) == ["0", "0", "0", "0"]

@@ -71,6 +71,21 @@ def test_a_waiting_decode_worker_gets_the_prompt_and_no_transfer_is_made(play: P
     play(scenario)
 
 
+def test_its_phases_are_measured_like_anybodys(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        decode = cluster.start_decode(local_prefill="always")
+        await until_bidding(cluster)
+        await cluster.ended(await cluster.send(PROMPT, 5))
+        await cluster.until_clean()
+        meters = local(decode).meters
+        assert [meters.queues[name].count for name in ("local", "decode", "prefill")] == [1, 0, 0]
+        assert [each.count for each in (meters.prefill, meters.decode, meters.pull)] == [1, 1, 0]
+        assert (meters.batch.count, meters.batch.total) == (4, 4)
+        assert meters.counts["pdq_prefix_queried_tokens"] == len(PROMPT)
+
+    play(scenario)
+
+
 def test_the_text_is_the_same_wherever_it_was_prefilled(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         cluster.start_prefill()

@@ -26,6 +26,7 @@ from messages import (
     decode,
     encode,
 )
+from observability.catalogue import FENCED, PREEMPTED
 from settings import QueueSettings, RedisSettings
 from tests.broker.samples import ABORT, make_request
 from tests.conftest import OpenTestBroker
@@ -147,6 +148,7 @@ def test_preemption_recomputes_and_changes_nothing(play: Play) -> None:
         for request_id, prompt in zip(request_ids, prompts, strict=True):
             assert tokens_of(await cluster.ended(request_id)) == expected_output(prompt, 60)
         assert decode.runner.num_computed < 4 * 59  # some were computed by prefill, after a preemption
+        assert decode.worker.meters.counts[PREEMPTED.name] > 0
         await cluster.until_clean()
 
     play(scenario)
@@ -219,6 +221,7 @@ def test_a_worker_that_wakes_up_late_is_fenced(play: Play) -> None:
         events = await cluster.ended(request_id)
         gate.opened.set()  # it wakes up, and tries to publish
         await cluster.until(lambda: not sleeper.worker.running, "the sleeper has dropped the sequence")
+        assert sleeper.worker.meters.counts[FENCED.name] == 1
         assert tokens_of(events) == expected_output(PROMPT, 20)
         assert await cluster.events(request_id) == events
         await cluster.until_clean()
