@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from xdist.scheduler import LoadScopeScheduling
@@ -23,6 +24,10 @@ from settings import QueueSettings, RedisSettings, StreamSettings
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # Two test processes on two cores: with two threads each, waiting at barriers made some tests ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What takes long on a busy machine is not wrong for that.
+hypothesis.settings.register_profile("pdq", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("pdq")
 
 OpenTestBroker = Callable[..., AbstractAsyncContextManager[Broker]]
 
