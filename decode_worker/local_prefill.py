@@ -137,7 +137,7 @@ class LocalPrefill:
     async def admit(self, claim: Claim[PrefillJob], stopping: asyncio.Event) -> None:
         """Give the sequence its blocks; what does not suit, or was another's before, goes to the prefill workers."""
         sequence = sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events)
-        cached = self.space.match(sequence.token_ids)
+        cached = [] if sequence.lists_prompt else self.space.match(sequence.token_ids)
         missing = sequence.num_blocks(self.space.block_size) - len(cached)
         num_cached = len(cached) * self.space.block_size
         bid = self.bid()
@@ -149,7 +149,7 @@ class LocalPrefill:
             await self.pass_on(claim)
             return
         sequence.block_table = [*cached, *self.space.allocate(missing)]
-        sequence.num_computed_tokens = num_cached
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         self.batch.prefilling.append(Running(claim, sequence))
         self.batch.work_came.set()
 
