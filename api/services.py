@@ -4,6 +4,7 @@ Knows how the parts of this room and the broker fit together; knows no route.
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ from api.cluster_view import ClusterView
 from api.gate import Gate
 from api.key_ring import KeyRing, open_key_ring
 from api.model_facts import ModelFacts
+from api.openai.chat_template import find_chat_template
+from api.openai.renderer import ChatRenderer
 from api.readings import Readings
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
@@ -40,6 +43,8 @@ class Services:
     readings: Readings
     background: Background
     stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
+    chat: ChatRenderer
+    started_s: int  # Unix time
     key_ring: KeyRing | None = None  # None: no keys are asked for
 
 
@@ -55,6 +60,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         view = ClusterView(broker, settings.api)
         gate = Gate(broker.requests, view, settings.queue)
         background = Background()
+        chat = ChatRenderer(find_chat_template(facts.path), settings.api.template_timeout_s)
         async with running(relay.run(), view.watch()):
             try:
                 yield Services(
@@ -69,9 +75,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     Readings(),
                     background,
                     asyncio.Event(),
+                    chat,
+                    int(time.time()),
                     key_ring,
                 )
             finally:
+                await chat.close()
                 await background.end()
 
 

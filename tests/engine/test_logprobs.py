@@ -65,8 +65,8 @@ def test_asking_changes_no_token_and_listing_begins_anew_with_the_prompt() -> No
     sequence.num_computed_tokens = 0  # preempted before its first token was published
     runner.prefill([PrefillChunk(sequence, sequence.num_tokens)])
     assert len(sequence.prompt_logprobs) == len(before)
-    for one, other in zip(sequence.prompt_logprobs, before, strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    for again, first in zip(sequence.prompt_logprobs, before, strict=True):
+        assert again.logprob == pytest.approx(first.logprob, abs=1e-4)
 
 
 def test_a_continuation_lists_nothing_of_its_prompt_again() -> None:
