@@ -21,7 +21,7 @@ class ChatTemplate:
 
 
 def find_chat_template(path: Path) -> ChatTemplate | None:
-    """That of the Hugging Face directory `path`; None where it has none. Raises ModelError for files that are damaged."""
+    """That of the Hugging Face directory `path`; None where it has none. Raises ModelError for damaged files."""
     config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name

@@ -6,6 +6,7 @@ too slow, or whose reader left, is killed, for its answer would be taken for tha
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ class ChatRenderer:
         """The prompt. Raises BadField when the model has no template or it cannot write this, WorkerFailed."""
         if self._template is None:
             raise BadField("the model has no chat template; use /v1/completions", "messages")
-        asked = orjson.dumps(to_builtins(conversation))
+        messages = conversation.messages
+        if "developer" not in self._template.source:  # OpenAI's newer name of the system's role
+            messages = [one | {"role": "system"} if one["role"] == "developer" else one for one in messages]
+        asked = orjson.dumps(to_builtins(replace(conversation, messages=messages)))
         async with self._turn:
             is_answered = False
             try:
