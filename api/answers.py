@@ -43,10 +43,11 @@ class LightLLMFrames:
     def __init__(self, requests: Sequence[GenerationRequest], services: Services) -> None:
         (self._request,) = requests
         self._prompt_tokens = len(self._request.prompt_token_ids)
+        self._lists_prompt = self._request.sampling.num_prompt_logprobs is not None
 
     def token(self, token: OutputToken, choice: int) -> bytes:
         """See StreamFrames."""
-        if token.index == 0 and self._request.sampling.num_prompt_logprobs is not None:
+        if self._lists_prompt and token.index == 0:
             return stream_frame(token, self._prompt_tokens, prompt_listing(self._request.prompt_token_ids, token))
         return stream_frame(token, self._prompt_tokens)
 

@@ -7,7 +7,7 @@ to say is answered with 204, on which a browser's EventSource stops coming back.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from redis.exceptions import RedisError
@@ -55,6 +55,7 @@ class EventStream(Response):
         self._after = after
         self._keep_alive_s = keep_alive_s
         self._heard_s = time.monotonic()
+        self._num_unfinished = 1  # choices
         self._has_started = False
         self.status_code = 200
         self.background = None
@@ -102,41 +103,39 @@ class EventStream(Response):
             # Not before: a request gets another id where its own is in use.
             requests = [generation.request for generation in self._generations]
             self._frames = frames_of(requests, self._services)
-            num_unfinished = sum(request.n for request in requests)
-            arriving = await stack.enter_async_context(aclosing(self._follow()))
-            async for choice, tokens in arriving:
-                if not tokens:
-                    await self._stay_alive(sender, send)
-                    continue
-                piece = self._piece(tokens, choice)
-                num_unfinished -= tokens[-1].finish_reason is not None
-                if not piece:
-                    continue
-                await self._start(send)
-                if num_unfinished:
-                    await sender.send(piece)
-                else:
-                    await send({"type": "http.response.body", "body": piece})
+            self._num_unfinished = sum(request.n for request in requests)
+            sources = [
+                generation.follow(choice, with_pauses=self._keep_alive_s > 0)
+                for generation in self._generations
+                for choice in range(generation.request.n)
+            ]
+            if len(sources) == 1:  # by far the most, and nothing stands between its tokens and the connection
+                async for tokens in sources[0]:
+                    await self._deliver(tokens, 0, sender, send)
+            else:
+                arriving = await stack.enter_async_context(aclosing(merged(sources)))
+                async for choice, tokens in arriving:
+                    await self._deliver(tokens, choice, sender, send)
             if not self._has_started:
                 self.status_code = 204
                 self.init_headers({})
                 await self._start(send)
                 await send({"type": "http.response.body", "body": b""})
 
-    async def _follow(self) -> AsyncGenerator[tuple[int, list[OutputToken]], None]:
-        """(choice, tokens) of all choices as they come; no tokens in a pause."""
-        sources = [
-            generation.follow(choice, with_pauses=self._keep_alive_s > 0)
-            for generation in self._generations
-            for choice in range(generation.request.n)
-        ]
-        if len(sources) == 1:
-            async for tokens in sources[0]:
-                yield 0, tokens
+    async def _deliver(self, tokens: Sequence[OutputToken], choice: int, sender: BodySender, send: Send) -> None:
+        """Send what has come of a choice; no tokens in a pause."""
+        if not tokens:
+            await self._stay_alive(sender, send)
             return
-        async with aclosing(merged(sources)) as arriving:
-            async for choice, tokens in arriving:
-                yield choice, tokens
+        piece = self._piece(tokens, choice)
+        self._num_unfinished -= tokens[-1].finish_reason is not None
+        if not piece:
+            return
+        await self._start(send)
+        if self._num_unfinished:
+            await sender.send(piece)
+        else:
+            await send({"type": "http.response.body", "body": piece})
 
     async def _stay_alive(self, sender: BodySender, send: Send) -> None:
         if time.monotonic() >= self._heard_s + self._keep_alive_s:
