@@ -1,8 +1,9 @@
 """What of OpenAI's API, and of other servers' additions to it, is not there: refused, for it would change the answer.
 
-The one place where it is told. Who builds tools, or the shape of an answer (`response_format`), takes its names out of
-here and reads them in `chat.py` and `parameters.py`. What is in no list and not read either (`user`, `metadata`,
-`store`, `service_tier`...) changes no answer and is ignored. Pure.
+The one place where it is told. Who builds the shape of an answer (`response_format`) takes its names out of here and
+makes of them what `parameters.py` puts into SamplingParams; who builds tools gives them to the template by way of
+`conversation.py` and reads them out of the text in `chunks.py` and `bodies.py`. What is in no list and not read either
+(`user`, `metadata`, `store`, `service_tier`...) changes no answer and is ignored. Pure.
 """
 
 from collections.abc import Mapping

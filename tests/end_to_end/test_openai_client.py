@@ -23,18 +23,18 @@ def client(demo: Cluster) -> Iterator[openai.OpenAI]:
 def model(client: openai.OpenAI) -> str:
     (served,) = client.models.list().data
     assert client.models.retrieve(served.id) == served
-    return served.id
+    return str(served.id)
 
 
 def test_a_chat_answers_as_the_template_asks(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(model=model, messages=FRANCE, temperature=0)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=model, messages=FRANCE, temperature=0)
     (choice,) = answer.choices
     assert choice.message.role == "assistant"
     assert choice.message.content == "The capital of France is Paris."
     assert choice.finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    again = client.chat.completions.create(model=model, messages=FRANCE, temperature=0)  # type: ignore[arg-type]
+    again = client.chat.completions.create(model=model, messages=FRANCE, temperature=0)
     assert again.usage is not None and again.usage.prompt_tokens_details is not None
     assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= 16  # a block
 
@@ -43,7 +43,7 @@ def test_a_streamed_chat_says_the_same_chunk_by_chunk(client: openai.OpenAI, mod
     chunks = list(
         client.chat.completions.create(
             model=model,
-            messages=FRANCE,  # type: ignore[arg-type]
+            messages=FRANCE,
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
@@ -90,7 +90,7 @@ def test_completions_stop_where_they_are_told(client: openai.OpenAI, model: str)
             model=model, prompt=PROMPT, temperature=0, max_tokens=13, extra_body=more or None
         )
         assert answer.choices[0].finish_reason == ("stop" if "stop" in str(more) else "length")
-        return answer.choices[0].text
+        return str(answer.choices[0].text)
 
     assert ask() == GREETING
     assert ask(stop=["tasks", " can"]) == " AI refers to machines that"
@@ -107,7 +107,7 @@ def test_prompts_are_scored_as_lm_eval_asks(client: openai.OpenAI, model: str) -
     answer = client.completions.create(
         model=model, prompt=prompts, echo=True, max_tokens=1, logprobs=1, temperature=0, seed=1234
     )
-    sums = []
+    sums: list[float] = []
     for choice, text, prompt in zip(answer.choices, texts, prompts, strict=True):
         said = choice.logprobs
         assert said is not None and said.tokens and said.token_logprobs and said.top_logprobs and said.text_offset
@@ -134,7 +134,7 @@ def test_the_clients_errors_are_the_right_ones(client: openai.OpenAI, model: str
     with pytest.raises(openai.BadRequestError, match="tools is not supported") as refused:
         client.chat.completions.create(
             model=model,
-            messages=FRANCE,  # type: ignore[arg-type]
+            messages=FRANCE,
             tools=[{"type": "function", "function": {"name": "f"}}],
         )
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
@@ -144,7 +144,7 @@ def test_the_clients_errors_are_the_right_ones(client: openai.OpenAI, model: str
     # What changes no answer is taken.
     client.chat.completions.create(
         model=model,
-        messages=FRANCE,  # type: ignore[arg-type]
+        messages=FRANCE,
         max_completion_tokens=1,
         user="somebody",
         store=False,
@@ -156,7 +156,7 @@ def test_the_clients_errors_are_the_right_ones(client: openai.OpenAI, model: str
 def test_a_message_is_continued(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model,
-        messages=[*FRANCE, {"role": "assistant", "content": "The capital of"}],  # type: ignore[list-item]
+        messages=[*FRANCE, {"role": "assistant", "content": "The capital of"}],
         temperature=0,
         extra_body={"continue_final_message": True},
     )

@@ -9,7 +9,7 @@ import pytest
 
 from messages import FinishReason, GenerationRequest, TokenEvent
 from settings import Settings
-from tests.api.fake_cluster import LOGPROB, FakeCluster, Script, fake_cluster, run
+from tests.api.fake_cluster import LOGPROB, FakeCluster, Script, fake_cluster, run, until
 
 TEXT = " AI refers to"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -94,13 +94,15 @@ def test_a_completions_last_text_has_the_reason(chatty: Settings) -> None:
 def test_what_completes_no_character_makes_no_chunk(chatty: Settings) -> None:
     async def main() -> None:
         async with fake_cluster(chatty) as cluster:
-            pieces = [cluster.services.tokenizer._tokenizer.token_to_id(one) for one in ("ð", "Ł", "ĻĤ", "ĺ", "Ĥ")]
-            ids = [one for one in pieces if one is not None]
-            cluster.script = cluster.events_script([*cluster.events(ids)[:-1], TokenEvent(0, -1.0, FinishReason.STOP)])
-            chunks = chunks_of((await cluster.post(CHAT, HELLO)).text)
-            assert [choice_of(chunk)["delta"] for chunk in chunks][0] == {"role": "assistant", "content": ""}
-            assert [choice_of(chunk)["delta"] for chunk in chunks][-1] == {}
-            assert all(choice_of(chunk)["delta"].get("content") != "" for chunk in chunks[1:])
+            ids = cluster.ids(" to🚀")
+            assert len(ids) > 2  # no corpus had it: its bytes are tokens of their own
+            cluster.script = cluster.events_script(cluster.events(ids))
+            for path, field in ((CHAT, "content"), (COMPLETIONS, "text")):
+                body = (HELLO if path == CHAT else PROMPT) | {"max_tokens": 20}
+                choices = [choice_of(chunk) for chunk in chunks_of((await cluster.post(path, body)).text)]
+                texts = [choice.get("delta", choice).get(field) for choice in choices]
+                assert [text for text in texts if text] == [" to", "🚀"]
+                assert choices[-1]["finish_reason"] == "length"
 
     run(main())
 
@@ -199,6 +201,35 @@ def test_a_quiet_stream_is_kept_alive_by_comments_and_lightllms_is_not(chatty: S
                 assert b'"role":"assistant"' in rest and b"data: [DONE]\n\n" in rest
                 assert "keep-alive" not in (await quiet).text
                 writer.close()
+
+    run(main())
+
+
+def test_a_client_that_leaves_ends_every_choice_of_every_prompt(chatty: Settings) -> None:
+    async def main() -> None:
+        async with fake_cluster(chatty) as cluster:
+
+            async def script(request: GenerationRequest, choice: int) -> AsyncIterator[TokenEvent]:
+                yield TokenEvent(5)
+                await asyncio.Event().wait()
+
+            cluster.script = script
+            async with cluster.serving() as port:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                body = json.dumps({"prompt": ["What", "is"], "n": 2, "stream": True}).encode()
+                head = (
+                    f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
+                writer.write(head.encode() + body)
+                await reader.readuntil(b"data: ")
+                writer.close()
+
+                async def all_have_ended() -> bool:
+                    ends = [await cluster.last_event(f"r-{part}", choice) for part in (0, 1) for choice in (0, 1)]
+                    return all(end is not None and end.finish_reason == FinishReason.ABORT for end in ends)
+
+                await until(all_have_ended)
+            assert cluster.services.relay.num_subscriptions == 0
 
     run(main())
 
