@@ -62,6 +62,7 @@ def test_tgis_words_mean_what_they_mean_there(settings: Settings) -> None:
         async with fake_cluster(settings) as cluster:
             cluster.script = cluster.length_script(TEXT)
             given: dict[str, Any]
+            body: dict[str, Any]
             for given in ({}, {"temperature": 0.5}, {"do_sample": True, "top_k": None}):
                 body = {"inputs": "What", "parameters": given}
                 assert (await cluster.post("/generate", body, headers=TGI)).status_code == 200
