@@ -190,6 +190,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
     min_p: float = 0.0  # of the largest probability; 0: no limit
     grammar: Grammar | None = None  # None: any text
+    num_top_logprobs: int = 0  # how many of the likeliest ids are told with each token
+    num_prompt_logprobs: int | None = None  # as many with each prompt token, and its own logprob; None: neither
 
 
 class OutputParams(msgspec.Struct, frozen=True, array_like=True):
@@ -208,6 +210,11 @@ class AnswerParams(msgspec.Struct, frozen=True, array_like=True):
 
     route: str = ""  # name of the route that began it, whose frames and body it is answered with
     with_details: bool = False  # whether its body lists every token
+    num_logprobs: int | None = None  # OpenAI's routes: how many of the likeliest tokens it lists; None: no logprobs
+    echo: bool = False  # whether the prompt stands before the output
+    drops_output: bool = False  # only the prompt is wanted; the one token that was generated is not told
+    include_usage: bool = False  # whether a stream ends with its usage
+    continuous_usage: bool = False  # whether every chunk of a stream has it
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -294,6 +301,16 @@ class DecodeJob(msgspec.Struct, frozen=True, array_like=True):
     attempt: int = 0
 
 
+TokenLogprob = tuple[int, float]  # token id, the log of its probability
+
+
+class PromptLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """What the model made of one prompt token, given those before it."""
+
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest ids in its place, the likeliest first
+
+
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """One entry of a token stream. Its index is its place in the stream. The terminal event has `finish_reason`."""
 
@@ -303,6 +320,9 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""
     error_status: int = 0
     score: float | None = None  # the answer to a request of kind "score"
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest ids in its place, where they were asked for
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()  # event 0 only, where asked for: of the prompt's tokens from 1 on
+    num_cached_tokens: int = 0  # event 0 only: prompt tokens whose KV was there already
 
 
 class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):

@@ -306,6 +306,20 @@ class ApiSettings(Section):
     grammar_timeout_s: Seconds = Field(
         1.0, description="How long a request's schema, expression or grammar may take to compile."
     )
+    max_prompts: Count = Field(128, description="Most prompts of one request to /v1/completions.")
+    max_top_logprobs: Limit = Field(20, description="Most of the likeliest tokens that are listed beside each token.")
+    max_prompt_logprobs: Count = Field(
+        131072,
+        description="Most logprobs of prompt tokens in one answer: prompt tokens x (1 + those listed beside each).",
+    )
+    style: Literal["lightllm", "tgi"] = Field(
+        "lightllm",
+        description="Whose shape /generate and /generate_stream have for requests without an X-API-Style header.",
+    )
+    keep_alive_s: float = Field(
+        15.0, ge=0, description="A stream of OpenAI's routes that is quiet for this long gets a comment; 0: never."
+    )
+    template_timeout_s: Seconds = Field(5.0, description="How long the chat template may take for one conversation.")
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
 
 

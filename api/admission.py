@@ -1,26 +1,29 @@
 """From a request's JSON to an admitted GenerationRequest: everything that can be refused is refused here.
 
 Knows LightLLM's envelope, the parameters and the cluster's limits; writes nothing to Redis. All of it happens before
-the first byte of an answer.
+the first byte of an answer. What OpenAI's routes make of their JSON is admitted by `admit`, too.
 """
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
+from msgspec import structs
 from starlette.requests import Request
 
-from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE
+from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE, TGI_GENERATE, TGI_GENERATE_STREAM
 from api.errors import BodyTooLarge, WrongModel
 from api.forecast import Asked
 from api.health import largest_request_tokens, needed_roles
 from api.key_lease import lease_of
 from api.parameters import MAX_SEED, Parameters, parse_parameters
-from api.resuming import is_detached
+from api.resuming import DETACHED, is_detached
 from api.services import Services
 from api.terms import read_priority, read_timeout_s
+from api.tgi import from_tgi, is_tgi
 from broker.deadline import now_ms
 from messages import (
     AnswerParams,
@@ -31,12 +34,27 @@ from messages import (
     Role,
     SamplingParams,
     WorkerState,
+    WorkerStatus,
 )
 from observability.tracing import valid_traceparent
+from settings import ApiSettings
 
 Body = dict[str, Any]
 
 TRACEPARENT = "traceparent"  # W3C's header
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a route has read of its request's JSON, in terms of ours."""
+
+    sampling: SamplingParams
+    output: OutputParams
+    answer: AnswerParams
+    n: int = 1
+    add_special_tokens: bool = True
+    kind: Literal["generate", "score"] = "generate"
+    fills_context: bool = False  # as many tokens as there is room for; `sampling.max_new_tokens` says nothing then
 
 
 async def read_body(request: Request, max_body_bytes: int) -> Body:
@@ -96,23 +114,25 @@ async def admit_generate(
     """A request of /generate or /generate_stream. Raises InvalidRequest, WrongModel, NoWorker, TooManyRequests,
     Refused, QueueFull."""
     prompt = required(body, "inputs")
+    as_tgi = is_tgi(request, services.settings.api)
+    if as_tgi:
+        body = from_tgi(body)
     parameters = read_parameters(body, services)
     if is_stream and parameters.n != 1:
         raise InvalidRequest("stream api only support best_of == 1")
     check_multimodal(body)
+    check_generates(services)
+    routes = (TGI_GENERATE, TGI_GENERATE_STREAM) if as_tgi else (GENERATE, GENERATE_STREAM)
+    answer = AnswerParams(routes[is_stream], parameters.return_details and (as_tgi or not is_stream))
+    wanted = Wanted(parameters.sampling, parameters.output, answer, parameters.n, parameters.add_special_tokens)
+    (admitted,) = await admit(services, request, [prompt], wanted)
+    return admitted
+
+
+def check_generates(services: Services) -> None:
+    """Raises WrongModel for one that does not."""
     if services.facts.is_reward:
         raise WrongModel(f"{services.facts.name} is a reward model, it only serves /get_score")
-    answer = AnswerParams(GENERATE_STREAM if is_stream else GENERATE, parameters.return_details and not is_stream)
-    return await _admit(
-        services,
-        request,
-        prompt,
-        parameters.add_special_tokens,
-        parameters.sampling,
-        parameters.output,
-        parameters.n,
-        answer,
-    )
 
 
 async def admit_score(request: Request, body: Body, services: Services) -> GenerationRequest:
@@ -122,58 +142,80 @@ async def admit_score(request: Request, body: Body, services: Services) -> Gener
     if not services.facts.is_reward:
         raise WrongModel(f"{services.facts.name} is not a reward model, it does not serve /get_score")
     sampling = SamplingParams(seed=0, max_new_tokens=1)
-    answer = AnswerParams(GET_SCORE)
-    return await _admit(services, request, prompt, True, sampling, OutputParams(), 1, answer, "score")
+    wanted = Wanted(sampling, OutputParams(), AnswerParams(GET_SCORE), kind="score")
+    (admitted,) = await admit(services, request, [prompt], wanted)
+    return admitted
 
 
-async def _admit(
-    services: Services,
-    request: Request,
-    prompt: object,
-    add_special_tokens: bool,
-    sampling: SamplingParams,
-    output: OutputParams,
-    n: int,
-    answer: AnswerParams,
-    kind: Literal["generate", "score"] = "generate",
-) -> GenerationRequest:
-    arrived_ms = now_ms()
+async def admit(
+    services: Services, request: Request, prompts: Sequence[object], wanted: Wanted
+) -> list[GenerationRequest]:
+    """A request for each prompt, a string or a list of ids. Raises as `admit_generate`."""
+    arrived_ms, n = now_ms(), wanted.n
     priority, timeout_s = read_priority(request.headers), read_timeout_s(request.headers, services.settings.api)
-    await services.gate.check(Asked(priority, n, 0, timeout_s))
-    if sampling.grammar is not None:
-        await services.grammars.check(sampling.grammar)
+    await services.gate.check(Asked(priority, n * len(prompts), 0, timeout_s))
+    if wanted.sampling.grammar is not None:
+        await services.grammars.check(wanted.sampling.grammar)
     workers = await services.view.workers()
+    limit = token_limit(services, workers)
+    token_ids = [await tokenize(prompt, wanted.add_special_tokens, limit, services) for prompt in prompts]
+    samplings = [_fitting(wanted, ids, limit, services.settings.api) for ids in token_ids]
+    check_workers(services, {worker.role for worker in workers})
+    request_id = request.scope["pdq.request_id"]
+    request_ids = [request_id] if len(prompts) == 1 else [f"{request_id}-{part}" for part in range(len(prompts))]
+    if len(prompts) > 1 and is_detached(request):
+        raise InvalidRequest(f"{DETACHED} is for requests of one prompt, this one has {len(prompts)}")
+    if (lease := lease_of(request.scope)) is not None:
+        most = max(sampling.max_new_tokens for sampling in samplings)
+        request_ids = await lease.reserve(request_ids, sum(map(len, token_ids)), most, n)
+    return [
+        GenerationRequest(
+            request_id=request_id,
+            prompt_token_ids=ids,
+            sampling=sampling,
+            output=wanted.output,
+            n=n,
+            kind=wanted.kind,
+            api_id=services.api_id,
+            created_ms=arrived_ms,
+            owner=owner_of(request),
+            priority=priority,
+            deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
+            is_detached=is_detached(request),
+            answer=wanted.answer,
+            trace=valid_traceparent(request.headers.get(TRACEPARENT, "")),
+        )
+        for request_id, ids, sampling in zip(request_ids, token_ids, samplings, strict=True)
+    ]
+
+
+def token_limit(services: Services, workers: Sequence[WorkerStatus]) -> int:
+    """Most tokens, prompt and output together, that the cluster takes."""
     ready = [worker for worker in workers if worker.state == WorkerState.READY]
-    limit = largest_request_tokens(
+    return largest_request_tokens(
         ready, services.settings.model.max_total_tokens, services.facts.max_position_embeddings
     )
-    token_ids = await tokenize(prompt, add_special_tokens, limit, services)
+
+
+def _fitting(wanted: Wanted, token_ids: Sequence[int], limit: int, settings: ApiSettings) -> SamplingParams:
+    """The sampling for a prompt of these ids. Raises InvalidRequest for one that is not to be had."""
+    sampling = wanted.sampling
     if not token_ids:
         raise InvalidRequest("prompt_ids is empty")
+    if wanted.fills_context:
+        sampling = structs.replace(sampling, max_new_tokens=max(1, limit - len(token_ids)))
     if len(token_ids) + sampling.max_new_tokens > limit:
         raise InvalidRequest(
             f"the input prompt token len {len(token_ids)} + max_new_tokens {sampling.max_new_tokens} > {limit}"
         )
-    check_workers(services, {worker.role for worker in workers})
-    request_id = request.scope["pdq.request_id"]
-    if (lease := lease_of(request.scope)) is not None:
-        request_id = await lease.reserve(request_id, len(token_ids), sampling.max_new_tokens, n)
-    return GenerationRequest(
-        request_id=request_id,
-        prompt_token_ids=token_ids,
-        sampling=sampling,
-        output=output,
-        n=n,
-        kind=kind,
-        api_id=services.api_id,
-        created_ms=arrived_ms,
-        owner=owner_of(request),
-        priority=priority,
-        deadline_ms=arrived_ms + math.ceil(timeout_s * 1000) if timeout_s else 0,
-        is_detached=is_detached(request),
-        answer=answer,
-        trace=valid_traceparent(request.headers.get(TRACEPARENT, "")),
-    )
+    if sampling.num_prompt_logprobs is not None:
+        listed = len(token_ids) * (1 + sampling.num_prompt_logprobs)
+        if listed > settings.max_prompt_logprobs:
+            raise InvalidRequest(
+                f"{len(token_ids)} prompt tokens with {1 + sampling.num_prompt_logprobs} logprobs each are {listed} "
+                f"logprobs, at most {settings.max_prompt_logprobs} are allowed"
+            )
+    return sampling
 
 
 def owner_of(request: Request) -> str:

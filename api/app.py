@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from api import errors, lightllm_routes, request_routes, status_routes
 from api.head_bound import HeadBound
 from api.key_gate import KeyGate
+from api.openai import routes as openai_routes
 from api.openapi import described
 from api.request_id import RequestId
 from api.services import Services
@@ -20,7 +21,7 @@ from messages import RequestError
 
 def create_app(services: Services) -> FastAPI:
     """The application over open `services`."""
-    app = FastAPI(title="pdq", description="LightLLM's API over disaggregated prefill and decode workers.")
+    app = FastAPI(title="pdq", description="LightLLM's API and OpenAI's over disaggregated prefill and decode workers.")
     app.state.services = services
     # The last one added is the first one asked.
     app.add_middleware(KeyGate, services=services)
@@ -31,6 +32,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)
+    app.include_router(openai_routes.router)
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
     app.openapi = cache(partial(described, app.openapi, services.settings.api))  # type: ignore[method-assign]

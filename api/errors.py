@@ -1,6 +1,7 @@
-"""How a failure becomes an HTTP answer: `{"message": "..."}` with LightLLM's status codes.
+"""How a failure becomes an HTTP answer: `{"message": "..."}` with LightLLM's status codes, or OpenAI's error object.
 
-Knows the error tree of messages.py and HTTP; knows no route. Every client error is a 417, never a 422.
+Knows the error tree of messages.py, HTTP, and which paths are OpenAI's. Every client error is a 417 on LightLLM's
+routes and a 400 on OpenAI's, never a 422.
 """
 
 import math
@@ -11,7 +12,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from messages import FinishReason, QueueFull, RequestError, TokenEvent, WorkerFailed
+from messages import FinishReason, InvalidRequest, QueueFull, RequestError, TokenEvent, WorkerFailed
 from telemetry import get_logger
 
 log = get_logger()
@@ -44,6 +45,21 @@ class WrongModel(RequestError):
     status = 417
 
 
+class BadField(InvalidRequest):
+    """A field of an OpenAI request is at fault. `param` is its name."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(RequestError):
+    """OpenAI's routes: another model is asked for than the one that is served."""
+
+    status = 404
+    param = "model"
+
+
 class UnknownRequest(RequestError):
     """There is no request of this id, or it is another's; which of the two is not told."""
 
@@ -58,20 +74,52 @@ def failure(event: TokenEvent) -> RequestError:
     return error
 
 
+def is_openai(path: str) -> bool:
+    """Whether it is a path of OpenAI's API, or of those that its other servers have added to it."""
+    return path.startswith("/v1/") or path.rstrip("/") in ("/tokenize", "/detokenize")
+
+
+def openai_error(status: int, message: str, param: str | None = None) -> dict[str, object]:
+    """OpenAI's error object; a `status` of LightLLM's alone becomes 400."""
+    status = 400 if status == 417 else status
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message[:MAX_MESSAGE_CHARS], "type": kind, "param": param, "code": status}}
+
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 def message_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None, retry_after_s: int = RETRY_AFTER_S
+    path: str,
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    retry_after_s: int = RETRY_AFTER_S,
+    param: str | None = None,
 ) -> Response:
-    """`{"message": message}`; a 503 and a 429 tell when to come again."""
+    """`{"message": message}`, or what OpenAI says if `path` is one of its; a 503 and a 429 tell when to come again."""
     extra = dict(headers or {})
     if status in (429, 503):
         extra["Retry-After"] = str(retry_after_s)
-    return Response(orjson.dumps({"message": message[:MAX_MESSAGE_CHARS]}), status, extra, "application/json")
+    content: dict[str, object] = {"message": message[:MAX_MESSAGE_CHARS]}
+    if is_openai(path):
+        content = openai_error(status, message, param)
+        status = 400 if status == 417 else status
+    return Response(orjson.dumps(content), status, extra, "application/json")
 
 
-def error_response(error: RequestError, prefix: str = "") -> Response:
-    """The answer to a request that ended in `error`."""
+def error_response(path: str, error: RequestError, prefix: str = "") -> Response:
+    """The answer to a request to `path` that ended in `error`."""
     retry_after_s = error.retry_after_s if isinstance(error, QueueFull | TooManyRequests) else RETRY_AFTER_S
-    return message_response(error.status, f"{prefix}{error}", retry_after_s=retry_after_s)
+    param = error.param if isinstance(error, BadField | UnknownModel) else None
+    return message_response(path, error.status, f"{prefix}{error}", retry_after_s=retry_after_s, param=param)
 
 
 def stream_failure(error: RequestError | RedisError) -> RequestError:
@@ -86,16 +134,16 @@ def _broker_lost(error: RedisError) -> RequestError:
     return lost
 
 
-async def on_request_error(_: Request, error: Exception) -> Response:
+async def on_request_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for RequestError."""
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return error_response(request.url.path, error)
 
 
-async def on_redis_error(_: Request, error: Exception) -> Response:
+async def on_redis_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for a Redis that is away for longer than the client's retries."""
     assert isinstance(error, RedisError)
-    return error_response(_broker_lost(error))
+    return error_response(request.url.path, _broker_lost(error))
 
 
 async def on_client_left(_: Request, __: Exception) -> Response:
@@ -106,7 +154,7 @@ async def on_client_left(_: Request, __: Exception) -> Response:
 async def on_defect(request: Request, _: Exception) -> Response:
     """FastAPI's handler for anything else. The server logs the traceback; the client gets no detail."""
     headers = {"X-Request-Id": str(request.scope.get("pdq.request_id", ""))}
-    return message_response(500, "Internal Server Error", headers)
+    return message_response(request.url.path, 500, "Internal Server Error", headers)
 
 
 def aborted() -> TokenEvent:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import orjson
 
-from messages import FinishReason
+from messages import FinishReason, GenerationRequest, PromptLogprob, TokenLogprob
 
 LEAST_LOGPROB = -9999.0  # JSON has no -inf
 
@@ -29,6 +29,9 @@ class OutputToken(msgspec.Struct, frozen=True):
     special: bool
     count: int  # token events so far, this one included
     finish_reason: FinishReason | None
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest in its place, where they were asked for
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()  # with the first token, where they were asked for
+    num_cached_tokens: int = 0  # of the prompt; with the first token
 
     @property
     def index(self) -> int:
@@ -36,10 +39,10 @@ class OutputToken(msgspec.Struct, frozen=True):
         return self.count if self.token_id is None else self.count - 1
 
 
-def stream_frame(token: OutputToken, prompt_tokens: int) -> bytes:
-    """The event of one token."""
+def stream_frame(token: OutputToken, prompt_tokens: int, more: dict[str, object] | None = None) -> bytes:
+    """The event of one token, with `more` fields in the first one's."""
     reason = token.finish_reason
-    return _STREAM_FRAME % (
+    frame = _STREAM_FRAME % (
         b"null" if token.token_id is None else b"%d" % token.token_id,
         orjson.dumps(token.text),
         orjson.dumps(max(token.logprob, LEAST_LOGPROB)),
@@ -49,6 +52,7 @@ def stream_frame(token: OutputToken, prompt_tokens: int) -> bytes:
         b"false" if reason is None else b"true",
         b"null" if reason is None else orjson.dumps(reason),
     )
+    return frame if more is None else frame.removesuffix(b"}\n\n") + b"," + orjson.dumps(more)[1:] + b"\n\n"
 
 
 def error_frame(message: str) -> bytes:
@@ -58,17 +62,30 @@ def error_frame(message: str) -> bytes:
     )
 
 
-def generate_body(choices: Sequence[Sequence[OutputToken]], prompt_tokens: int, with_tokens: bool) -> bytes:
+def generate_body(request: GenerationRequest, choices: Sequence[Sequence[OutputToken]]) -> bytes:
     """The answer of /generate. With one choice all but generated_text are scalars."""
+    prompt_tokens = len(request.prompt_token_ids)
     body: dict[str, object] = {
         "generated_text": ["".join(token.text for token in tokens) for tokens in choices],
         "count_output_tokens": _scalar_or_list([tokens[-1].count for tokens in choices]),
         "finish_reason": _scalar_or_list([tokens[-1].finish_reason for tokens in choices]),
         "prompt_tokens": prompt_tokens,
     }
-    if with_tokens:
+    if request.sampling.num_prompt_logprobs is not None:
+        body |= prompt_listing(request.prompt_token_ids, choices[0][0])
+    if request.answer.with_details:
         body["tokens"] = _scalar_or_list([_details(tokens, prompt_tokens) for tokens in choices])
     return orjson.dumps(body)
+
+
+def prompt_listing(prompt_token_ids: Sequence[int], first: OutputToken) -> dict[str, object]:
+    """The prompt's ids, and of each but the first `[id before it, {id: logprob}]`, as LightLLM lists them."""
+    places = zip(prompt_token_ids, prompt_token_ids[1:], first.prompt_logprobs, strict=False)
+    rows = []
+    for before, token_id, said in places:
+        logprobs = {str(other): max(logprob, LEAST_LOGPROB) for other, logprob in said.top}
+        rows.append([before, {str(token_id): max(said.logprob, LEAST_LOGPROB)} | logprobs])
+    return {"prompt_token_ids": list(prompt_token_ids), "prompt_logprobs": rows}
 
 
 def score_body(score: float, prompt_tokens: int) -> bytes:

@@ -90,16 +90,25 @@ class Generation:
     ) -> None:
         await self._leave()
 
-    async def follow(self, choice: int) -> AsyncIterator[list[OutputToken]]:
-        """The tokens of `choice` from index 0 until the one with a finish_reason, as many at a time as have come.
+    async def follow(self, choice: int, *, with_pauses: bool = False) -> AsyncIterator[list[OutputToken]]:
+        """The tokens of `choice` from index 0 until the one with a finish_reason, as many at a time as have come;
+        `with_pauses`: and none at all about every QUIET_CHECK_S in which none come.
         Raises RequestError when the sequence failed, or when nobody is left to work on it."""
         services = self._services
         output = Output(services.tokenizer, services.facts, self.request.output)
         measurement, subscription = self._measurement, self._subscriptions[choice]
+        quiet_since = time.monotonic()
         while choice in self._unfinished:
             tokens: list[OutputToken] = []
             failure: RequestError | None = None
-            events = await self._next_events(choice)
+            try:
+                events = await subscription.take(self._patience_s())
+            except TimeoutError:
+                await self._look_around(choice, quiet_since)
+                if with_pauses:
+                    yield []
+                continue
+            quiet_since = time.monotonic()
             came_s = subscription.heard_s
             for event in events:
                 if event.finish_reason is not None:

@@ -25,7 +25,9 @@ class HeadBound:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and (size := head_bytes(scope)) > self._max_bytes:
-            answer = message_response(431, f"request head has {size} bytes, at most {self._max_bytes} are allowed")
+            answer = message_response(
+                scope["path"], 431, f"request head has {size} bytes, at most {self._max_bytes} are allowed"
+            )
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -15,9 +15,16 @@ from api.key_file import Scope as KeyScope
 from api.key_lease import KeyLease
 from api.services import Services
 
-OPEN_PATHS = frozenset({"/health", "/healthz", "/liveness", "/readiness"})
-CLIENT_PATHS = frozenset({"/", "/generate", "/generate_stream", "/get_score", "/tokens", "/get_model_name"})
-CLIENT_PREFIXES = ("/requests/",)  # about a request that runs already: counts in no limit, or it could not be cancelled
+OPEN_PATHS = frozenset({"/health", "/healthz", "/ping", "/liveness", "/readiness"})
+CLIENT_PATHS = frozenset(
+    {
+        *("/", "/generate", "/generate_stream", "/get_score", "/tokens", "/get_model_name"),
+        *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
+    }
+)
+# What counts in no limit: about a request that runs already, or it could not be cancelled; and what costs nothing.
+CLIENT_PREFIXES = ("/requests/", "/v1/models/")
+UNCOUNTED_PATHS = frozenset({"/v1/models", "/version"})
 MONITOR_PATHS = frozenset({"/metrics", "/token_load", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 
 NO_KEY = "this server asks for an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
@@ -27,7 +34,7 @@ WRONG_KEY = "the API key is not known or no longer valid"
 def scopes_for(path: str) -> frozenset[KeyScope]:
     """Which scopes of keys may ask for `path`."""
     bare = _bare(path)
-    if bare in CLIENT_PATHS or path.startswith(CLIENT_PREFIXES):
+    if bare in CLIENT_PATHS | UNCOUNTED_PATHS or path.startswith(CLIENT_PREFIXES):
         return frozenset({KeyScope.CLIENT, KeyScope.ADMIN})
     if bare in MONITOR_PATHS:
         return frozenset({KeyScope.MONITOR, KeyScope.ADMIN})
@@ -70,20 +77,21 @@ class KeyGate:
         if scope["type"] != "http":  # there are no websockets; should there be, they must come through here
             await send({"type": "websocket.close", "code": 1008})
             return
+        path: str = scope["path"]
         presented = presented_key(scope["headers"])
         key = ring.find(presented) if presented else None
         if key is None:
-            answer = message_response(401, WRONG_KEY if presented else NO_KEY, {"WWW-Authenticate": "Bearer"})
+            answer = message_response(path, 401, WRONG_KEY if presented else NO_KEY, {"WWW-Authenticate": "Bearer"})
             await answer(scope, receive, send)
             return
-        scopes = scopes_for(scope["path"])
+        scopes = scopes_for(path)
         if key.scope not in scopes:
-            answer = message_response(403, f"this asks for an API key of scope {' or '.join(sorted(scopes))}")
+            answer = message_response(path, 403, f"this asks for an API key of scope {' or '.join(sorted(scopes))}")
             await answer(scope, receive, send)
             return
         scope["pdq.owner"] = key.id
         limits = ring.limits_of(key)
-        if not (is_counted(scope["path"]) and limits.is_any):
+        if not (is_counted(path) and limits.is_any):
             await self._app(scope, receive, send)
             return
         lease = KeyLease(self._services.broker, key.id, limits, self._services.settings.api.arrival_timeout_s)
@@ -93,7 +101,7 @@ class KeyGate:
         try:
             await lease.enter()
         except (TooManyRequests, RedisError) as error:
-            await error_response(stream_failure(error))(scope, receive, send)
+            await error_response(scope["path"], stream_failure(error))(scope, receive, send)
             return
         scope["pdq.lease"] = lease
         try:

@@ -4,6 +4,7 @@ Knows the broker's meters and what a refusal says; knows no route.
 """
 
 import uuid
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 from starlette.types import Scope
@@ -35,11 +36,13 @@ class KeyLease:
         """Count the request. Raises TooManyRequests, RedisError."""
         self._check(await self._broker.key_limits.enter(self.key_id, self._nonce, self._limits, self._lease_s))
 
-    async def reserve(self, request_id: str, num_prompt: int, max_new_tokens: int, n: int) -> str:
-        """Take the tokens that the request may come to; the id that it is to have, another one where that is in use.
+    async def reserve(self, request_ids: Sequence[str], num_prompt: int, max_new_tokens: int, n: int) -> list[str]:
+        """Take the tokens that the requests may come to, of `num_prompt` prompt tokens together and `n` choices each;
+        the ids that they are to have, other ones where the first is in use.
 
         Raises TooManyRequests, InvalidRequest when it could never fit, RedisError.
         """
+        n *= len(request_ids)
         num_tokens = num_prompt + n * max_new_tokens
         limit = self._limits.tokens_per_min
         if 0 < limit < num_tokens:
@@ -49,14 +52,16 @@ class KeyLease:
             )
         limits = self._broker.key_limits
         try:
-            refusal = await limits.reserve(self.key_id, self._nonce, self._limits, request_id, num_tokens)
+            refusal = await limits.reserve(self.key_id, self._nonce, self._limits, request_ids[0], num_tokens)
         except RecordInUse:
-            request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
-            refusal = await limits.reserve(self.key_id, self._nonce, self._limits, request_id, num_tokens)
+            request_ids = [f"{request_id}-{uuid.uuid4().hex[:8]}" for request_id in request_ids]
+            refusal = await limits.reserve(self.key_id, self._nonce, self._limits, request_ids[0], num_tokens)
         self._check(refusal)
         self._reserved, self._prompt = num_tokens, num_prompt
-        self._streams = [self._broker.keys.tokens(request_id, choice) for choice in range(n)]
-        return request_id
+        choices = range(n // len(request_ids))
+        tokens = self._broker.keys.tokens
+        self._streams = [tokens(request_id, choice) for request_id in request_ids for choice in choices]
+        return list(request_ids)
 
     async def leave(self) -> None:
         """Give back what was not used. A Redis that is away costs the key what it reserved, for a minute."""

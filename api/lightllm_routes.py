@@ -17,16 +17,14 @@ from api.admission import (
     required,
     tokenize,
 )
-from api.answers import body_of, frames_of, score_body_of
-from api.disconnect import ClientLeft, while_connected
-from api.errors import CLIENT_CLOSED_REQUEST, error_response
+from api.errors import error_response
 from api.event_stream import EventStream
 from api.frames import tokens_body
 from api.generation import Departure, Generation
-from api.request_id import HEADER
 from api.resuming import wants_ids
 from api.services import Services, services_of
-from messages import GenerationRequest, RequestError
+from api.whole_answer import whole_answer
+from messages import RequestError
 
 router = APIRouter()
 
@@ -62,7 +60,7 @@ async def get_score(request: Request) -> Response:
     """A reward model's score of a conversation."""
     services = services_of(request)
     admitted = await admit_score(request, await _body(request, services), services)
-    return await _whole(request, admitted, services)
+    return await whole_answer(request, [admitted], services)
 
 
 @router.api_route("/tokens", methods=["GET", "POST"], response_model=None)
@@ -76,41 +74,24 @@ async def tokens(request: Request) -> Response:
         check_multimodal(body)
         token_ids = await tokenize(text, parameters.add_special_tokens, MAX_COUNTED_TOKENS, services)
     except RequestError as error:
-        return error_response(error, prefix="error: ")
+        return error_response(request.url.path, error, prefix="error: ")
     return _json(tokens_body(len(token_ids)))
 
 
 async def _generate(request: Request, body: Body, services: Services) -> Response:
-    return await _whole(request, await admit_generate(request, body, services), services)
-
-
-async def _whole(request: Request, admitted: GenerationRequest, services: Services) -> Response:
-    """The answer in one piece."""
-    generation = Generation(services, admitted, Departure.LINGER if admitted.is_detached else Departure.CANCEL)
-
-    async def answer() -> bytes:
-        async with generation:
-            if admitted.kind == "score":
-                return score_body_of(admitted, await generation.score())
-            return body_of(admitted, await generation.collect())
-
-    try:
-        content = await while_connected(request.receive, answer())
-    except ClientLeft:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return _json(content, {HEADER: generation.request.request_id} if admitted.is_detached else None)
+    return await whole_answer(request, [await admit_generate(request, body, services)], services)
 
 
 async def _generate_stream(request: Request, body: Body, services: Services) -> Response:
     with_ids = wants_ids(request)
     admitted = await admit_generate(request, body, services, is_stream=True)
     departure = Departure.LINGER if with_ids or admitted.is_detached else Departure.CANCEL
-    return EventStream(Generation(services, admitted, departure), frames_of(admitted), with_ids=with_ids)
+    return EventStream([Generation(services, admitted, departure)], services, with_ids=with_ids)
 
 
 async def _body(request: Request, services: Services) -> Body:
     return await read_body(request, services.settings.api.max_body_bytes)
 
 
-def _json(content: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(content, headers=headers, media_type="application/json")
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")

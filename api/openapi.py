@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from api.openai.operations import openai_operations
 from api.request_id import HEADER
 from api.resuming import DETACHED, LAST_EVENT_ID, SSE_IDS
 from api.terms import PRIORITY, TIMEOUT
+from api.tgi import STYLE, STYLES
 from messages import FinishReason, Phase, Priority
 from settings import ApiSettings
 
@@ -41,7 +43,7 @@ def described(bare: Callable[[], Json], limits: ApiSettings) -> Json:
         # A route of two methods has one id for both; ours are set below.
         warnings.filterwarnings("ignore", "Duplicate Operation ID", UserWarning)
         document = bare()
-    details = _operations(limits)
+    details = _operations(limits) | openai_operations(limits, (*_TERMS, _SSE_IDS))
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             more = details.get(path, {}).get(method, {})
@@ -78,11 +80,14 @@ def _operations(limits: ApiSettings) -> dict[str, dict[str, Json]]:
     ready = _operation(200, _object(status={"type": "string"}))
     ready["responses"]["503"] = _answer("Not ready.", _object(status={"type": "string"}, detail={"type": "string"}))
     health = _operation(200, _MESSAGE)
+    ping = _operation(200, _MESSAGE)
+    for status in ("200", "503"):
+        ping["responses"][status] = {"description": "Without a word."}
     request_id = (404, 417)
     return {
-        "/generate": {"post": _operation(200, _GENERATED, *_TERMS, errors=work, requestBody=generate)},
-        "/generate_stream": {"post": _stream(*_TERMS, _SSE_IDS, errors=work, requestBody=generate)},
-        "/": {"post": _either(*_TERMS, _SSE_IDS, errors=work, requestBody=either)},
+        "/generate": {"post": _operation(200, _GENERATED_EITHER, *_TERMS, _STYLE, errors=work, requestBody=generate)},
+        "/generate_stream": {"post": _stream(*_TERMS, _SSE_IDS, _STYLE, errors=work, requestBody=generate)},
+        "/": {"post": _either(*_TERMS, _SSE_IDS, _STYLE, errors=work, requestBody=either)},
         "/get_score": {
             "post": _operation(200, _SCORED, *_TERMS, errors=work, requestBody=_body({"chat": _PROMPT}, "chat"))
         },
@@ -97,6 +102,8 @@ def _operations(limits: ApiSettings) -> dict[str, dict[str, Json]]:
         "/metrics": {"get": _text("text/plain", "Prometheus' text format.")},
         "/health": {"get": health, "head": health},
         "/healthz": {"get": health},
+        "/ping": {"get": ping, "post": ping},
+        "/version": {"get": _operation(200, _object(version={"type": "string"}))},
         "/readiness": {"get": ready, "post": ready},
         "/liveness": {"get": alive, "post": alive},
     }
@@ -123,7 +130,7 @@ def _stream(*parameters: Json, errors: tuple[int, ...], **details: Json) -> Json
 
 def _either(*parameters: Json, errors: tuple[int, ...], **details: Json) -> Json:
     operation = _stream(*parameters, errors=errors, **details)
-    operation["responses"]["200"]["content"]["application/json"] = {"schema": _GENERATED}
+    operation["responses"]["200"]["content"]["application/json"] = {"schema": _GENERATED_EITHER}
     return operation
 
 
@@ -166,6 +173,7 @@ _TERMS = (
     _header(DETACHED, _FLAG, "Whether it goes on when its client leaves."),
 )
 _SSE_IDS = _header(SSE_IDS, _FLAG, "Whether events have ids, by which the stream can be resumed.")
+_STYLE = _header(STYLE, {"enum": list(STYLES)}, "Whose shape request and answer have: LightLLM's, or TGI's.")
 _LAST_EVENT_ID = _header(LAST_EVENT_ID, {"type": "integer", "minimum": -1}, "The last event that the client has.")
 _AFTER: Json = {"name": "after", "in": "query", "required": False, "schema": {"type": "integer", "minimum": -1}}
 
@@ -209,6 +217,7 @@ def _parameters(limits: ApiSettings) -> Json:
         },
         "guided_grammar": text | {"description": "A grammar in GBNF or Lark that the output will follow."},
         "regular_constraint": text | {"description": "A regular expression that the whole output will match."},
+        "prompt_logprobs": {"type": "integer", "minimum": -1, "maximum": limits.max_top_logprobs},
         "return_details": flag,
         "add_special_tokens": flag,
         "skip_special_tokens": flag,
@@ -226,6 +235,7 @@ _GENERATED = _object(
     finish_reason=_ONE_OR_EACH,
     prompt_tokens=_COUNT,
 )
+_GENERATED_EITHER: Json = {"anyOf": [_GENERATED, _object(generated_text={"type": "string"})]}
 _SCORED = _object(score={"type": "number"}, prompt_tokens=_COUNT, finish_reason=_FINISH_REASON)
 _CANCELLED = _object(request_id={"type": "string"}, cancelled_choices={"type": "array", "items": _COUNT})
 _LOAD = _object(

@@ -36,4 +36,14 @@ class Output:
             finish_reason = FinishReason.STOP
         elif finish_reason is not None:
             text += self._stops.flush()
-        return OutputToken(event.token_id, text, event.logprob, special, self._count, finish_reason)
+        return OutputToken(
+            event.token_id,
+            text,
+            event.logprob,
+            special,
+            self._count,
+            finish_reason,
+            event.top,
+            event.prompt_logprobs,
+            event.num_cached_tokens,
+        )

@@ -2,7 +2,8 @@
 
 Pure: the seed is drawn by the caller. Unknown keys are ignored, as LightLLM does; `null` means the default, where
 LightLLM fails; an int out of range is refused, where LightLLM wraps it around. `min_p` LightLLM has not: an id may be
-drawn while its probability is at least `min_p` of the largest; 0.0, the default, is no limit.
+drawn while its probability is at least `min_p` of the largest; 0.0, the default, is no limit. `prompt_logprobs` is what
+later versions of LightLLM call it: -1, the default, lists none.
 """
 
 from collections.abc import Callable, Mapping
@@ -106,10 +107,11 @@ def _sampling(
         ignore_eos=bool(given.get("ignore_eos", False)),
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        logit_bias=_logit_bias(given.get("logit_bias", {}), limits, vocab_size),
+        logit_bias=to_logit_bias(given.get("logit_bias", {}), limits, vocab_size),
         allowed_token_ids=allowed_token_ids,
         min_p=min_p,
         grammar=grammar,
+        num_prompt_logprobs=_num_prompt_logprobs(given.get("prompt_logprobs", -1), limits),
     )
 
 
@@ -134,6 +136,14 @@ def _randomness(given: Raw, defaults: GenerationDefaults) -> tuple[bool, float, 
     if top_k < -1 or top_k == 0:
         raise InvalidRequest(f"top_k must be -1 (disable), or at least 1, got {top_k}.")
     return True, temperature, top_p, top_k, min_p
+
+
+def _num_prompt_logprobs(value: object, limits: ApiSettings) -> int | None:
+    """-1: none."""
+    count = to_int("prompt_logprobs", value)
+    if not -1 <= count <= limits.max_top_logprobs:
+        raise InvalidRequest(f"prompt_logprobs must be in [-1, {limits.max_top_logprobs}], got {count}")
+    return None if count == -1 else count
 
 
 def _length_penalty(value: object) -> tuple[int, float]:
@@ -176,8 +186,8 @@ def _allowed_token_ids(value: object, limits: ApiSettings, vocab_size: int) -> t
     return known
 
 
-def _logit_bias(value: object, limits: ApiSettings, vocab_size: int) -> dict[int, float]:
-    """{"id": bias} or [[id, bias], ...]."""
+def to_logit_bias(value: object, limits: ApiSettings, vocab_size: int) -> dict[int, float]:
+    """{"id": bias} or [[id, bias], ...]. Raises InvalidRequest."""
     if isinstance(value, dict):
         pairs = [[_token_id(key), bias] for key, bias in value.items()]
     elif isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):

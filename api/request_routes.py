@@ -43,8 +43,10 @@ async def resume_stream(request: Request, request_id: str) -> Response:
     """The events after the one that the client has seen last, as the route that began the request writes them."""
     after = last_seen(request)
     found = await _find(request, request_id)
-    generation = Generation(services_of(request), found, Departure.LINGER, is_begun=True)
-    return EventStream(generation, frames_of(found), with_ids=True, after=after)
+    services = services_of(request)
+    frames_of([found], services)  # or the request has no stream
+    generation = Generation(services, found, Departure.LINGER, is_begun=True)
+    return EventStream([generation], services, with_ids=True, after=after)
 
 
 @router.delete("/requests/{request_id}", response_model=None)

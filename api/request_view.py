@@ -68,6 +68,8 @@ def request_view(
     if failure is not None:
         view["error"] = {"status": failure.status, "message": str(failure)}
     elif view["is_finished"]:
-        body = score_body_of(request, events[0][-1]) if request.kind == "score" else body_of(request, answers)
+        body = (
+            score_body_of(request, events[0][-1]) if request.kind == "score" else body_of([request], answers, services)
+        )
         view["result"] = orjson.Fragment(body)
     return orjson.dumps(view)

@@ -4,6 +4,7 @@ Knows how the parts of this room and the broker fit together; knows no route.
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from api.grammar_check import GrammarCheck
 from api.key_ring import KeyRing, open_key_ring
 from api.meters import ApiMeters
 from api.model_facts import ModelFacts
+from api.openai.chat_template import find_chat_template
+from api.openai.renderer import ChatRenderer
 from api.readings import Readings
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
@@ -44,6 +47,8 @@ class Services:
     readings: Readings
     background: Background
     stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
+    chat: ChatRenderer
+    started_s: int  # Unix time
     key_ring: KeyRing | None = None  # None: no keys are asked for
     tracing: Tracing | None = None  # None: nothing is traced
     meters: ApiMeters = field(default_factory=ApiMeters)
@@ -62,6 +67,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         view = ClusterView(broker, settings.api)
         gate = Gate(broker.requests, view, settings.queue)
         background = Background()
+        chat = ChatRenderer(find_chat_template(facts.path), settings.api.template_timeout_s)
         async with running(relay.run(), view.watch()):
             try:
                 yield Services(
@@ -77,10 +83,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     Readings(),
                     background,
                     asyncio.Event(),
+                    chat,
+                    int(time.time()),
                     key_ring,
                     tracing,
                 )
             finally:
+                await chat.close()
                 await background.end()
                 if tracing is not None:
                     await asyncio.to_thread(tracing.close)

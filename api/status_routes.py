@@ -3,6 +3,8 @@
 Thin: health.py and token_load.py judge what cluster_view.py has read.
 """
 
+import importlib.metadata
+
 import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -31,6 +33,21 @@ async def health(request: Request) -> Response:
     if await _lacking(request):
         return _json({"message": "Error"}, 503)
     return _json({"message": "Ok"})
+
+
+@router.api_route("/ping", methods=["GET", "POST"], response_model=None)
+async def ping(request: Request) -> Response:
+    """As /health, without a word: SageMaker's name for it."""
+    return Response(status_code=503 if await _lacking(request) else 200)
+
+
+@router.get("/version", response_model=None)
+async def version() -> Response:
+    """Which pdq this is."""
+    try:
+        return _json({"version": importlib.metadata.version("pdq")})
+    except importlib.metadata.PackageNotFoundError:  # run where it lies
+        return _json({"version": "unknown"})
 
 
 @router.api_route("/readiness", methods=["GET", "POST"], response_model=None)

@@ -4,14 +4,17 @@ Knows tokenizer.json through the `tokenizers` library alone: no transformers, no
 """
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 import tokenizers
 
 import freed_memory
+from api.detokenizer import Detokenizer
 from api.pieces import Pieces
-from messages import ModelError
+from api.token_names import TokenNames
+from messages import ModelError, OutputParams
 
 OFF_LOOP_CHARS = 4096  # about a millisecond of tokenizing; longer texts go to a thread, where the GIL is released
 
@@ -29,6 +32,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.pieces = Pieces(self._tokenizer, orjson.loads(content).get("decoder"))
+        self.names = TokenNames(self.pieces)
         self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
 
     @classmethod
@@ -47,6 +51,11 @@ class Tokenizer:
         if len(text) <= OFF_LOOP_CHARS:
             return self._encode(text, add_special_tokens)
         return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of ids that belong together, EOS tokens as any other special ones."""
+        output = OutputParams(skip_special_tokens=skip_special_tokens, add_spaces_between_special_tokens=False)
+        return "".join(map(Detokenizer(self.pieces, output, frozenset()).feed, token_ids))
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

@@ -143,7 +143,7 @@ class LocalPrefill:
             if refusal is not None:
                 await self.intake.fail(claim, str(refusal), refusal.status)
                 return
-        cached = self.space.match(sequence.token_ids)
+        cached = [] if sequence.lists_prompt else self.space.match(sequence.token_ids)
         missing = sequence.num_blocks(self.space.block_size) - len(cached)
         num_cached = len(cached) * self.space.block_size
         bid = self.bid()
@@ -155,7 +155,7 @@ class LocalPrefill:
             await self.pass_on(claim)
             return
         sequence.block_table = [*cached, *self.space.allocate(missing)]
-        sequence.num_computed_tokens = num_cached
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         self.intake.meters.count(PREFIX_QUERIED, sequence.num_tokens)
         self.intake.meters.count(PREFIX_HIT, num_cached)
         self.batch.prefilling.append(Running(claim, sequence))

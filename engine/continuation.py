@@ -30,4 +30,14 @@ def event_of(sequence: EngineSequence, sampled: Sampled, eos_token_ids: Containe
     if sampled.error:
         return TokenEvent(finish_reason=FinishReason.ERROR, error=sampled.error, error_status=sampled.error_status)
     reason = finish_reason(sequence, sampled.token_id, eos_token_ids)
-    return TokenEvent(sampled.token_id, sampled.logprob, reason)
+    if sequence.num_output_tokens:
+        return TokenEvent(sampled.token_id, sampled.logprob, reason, top=sampled.top)
+    # With its first token, in one entry: who goes on after it has nothing of the prompt left to tell.
+    return TokenEvent(
+        sampled.token_id,
+        sampled.logprob,
+        reason,
+        top=sampled.top,
+        prompt_logprobs=tuple(sequence.prompt_logprobs),
+        num_cached_tokens=sequence.num_cached_tokens,
+    )

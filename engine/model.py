@@ -110,7 +110,7 @@ class Model:
     def step(self, rows: StepRows, pool: KVPool) -> tuple[Tensor, Tensor | None]:
         """Compute tokens and write their KV, all in one call.
 
-        -> [wanted, hidden], before the final norm; float32 [wanted, vocab], or None for a reward model
+        -> [wanted, hidden], before the final norm; float32 [num_answered, vocab], or None for a reward model
         """
         assert self._whole_step is not None, "not every model has whole steps"
         cos, sin = self._angles_to(max(rows.positions))

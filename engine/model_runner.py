@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
 from engine.grammars import Grammars, Next
 from engine.kv_pool import KVLayout, KVPool
+from engine.logprobs import PromptListing, top_logprobs
 from engine.model import DecodeMeta, Model
 from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
@@ -26,6 +28,7 @@ from kernels.ops import PrefillMeta
 
 __all__ = ["ModelRunner", "PrefillChunk", "alone"]
 
+LISTED_ROWS = 64  # logits of so many prompt tokens are there at once
 SCORE_CHUNK_TOKENS = 512  # bounds the activations of a long prompt; a score has no one to share a step with
 
 # Has the other ranks compute a step while it is entered; they and we must come to its end.
@@ -77,11 +80,12 @@ class ModelRunner:
         if not chunks:
             return []
         ends = [index for index, chunk in enumerate(chunks) if chunk.is_last]
-        step = PrefillStep(PrefillRows.of(chunks, self.pool.layout.block_size), ends)
+        listing = PromptListing(chunks)
+        step = PrefillStep(PrefillRows.of(chunks, self.pool.layout.block_size), ends, listing.places)
         sequences = [chunks[index].sequence for index in ends]
         nexts = self.grammars.follow(sequences)
         with self._lead(step):
-            logits = self.compute(step)
+            logits = self.compute(step, listing.take)
             sampled = dict(zip(ends, self._sample(logits, sequences, nexts), strict=True))
         for chunk in chunks:
             chunk.sequence.num_computed_tokens += chunk.num_tokens
@@ -115,24 +119,37 @@ class ModelRunner:
                 return score
 
     @torch.inference_mode()
-    def compute(self, step: Step) -> Tensor:
-        """This rank's part of a step. -> float32 [num_wanted, vocab], or [num_chunks] scores; the same in every rank"""
+    def compute(self, step: Step, take_listed: Callable[[Tensor], None] | None = None) -> Tensor:
+        """This rank's part of a step. -> float32 [num_wanted, vocab], or [num_chunks] scores; the same in every rank
+
+        `take_listed` is given the logits of a prefill step's listed tokens, [at most LISTED_ROWS, vocab] at a time.
+        """
         if self.model.has_whole_steps:
-            return self._compute_whole(step)
+            return self._compute_whole(step, take_listed)
         if isinstance(step, DecodeStep):
             if self._graphs is not None and self._graphs.can_run(step.rows):
                 return self._graphs.run(step.rows)
             return self.model.logits(self._forward_rows(step.rows))
         hidden = self._forward_chunks(step.rows)
+        if isinstance(step, PrefillStep) and step.listed:
+            self._list(hidden[self._tensor(step.listed)], take_listed)
+        hidden = hidden[self._tensor(step.rows.last_tokens)]
         if isinstance(step, ScoreStep):
             return self.model.score(hidden)
         if not step.ends:  # the head is worth sparing
             return hidden.new_empty((0, self.model.config.vocab_size), dtype=torch.float32)
         return self.model.logits(hidden[step.ends])
 
-    def _compute_whole(self, step: Step) -> Tensor:
+    def _list(self, hidden: Tensor, take_listed: Callable[[Tensor], None] | None) -> None:
+        """hidden: [N, hidden] of the listed tokens"""
+        for some in torch.split(hidden, LISTED_ROWS):
+            logits = self.model.logits(some)  # of several ranks, all compute it
+            if take_listed is not None:
+                take_listed(logits)
+
+    def _compute_whole(self, step: Step, take_listed: Callable[[Tensor], None] | None) -> Tensor:
         """What `compute` returns, in one call."""
-        rows = step.rows
+        rows, listed = step.rows, step.listed if isinstance(step, PrefillStep) else []
         if isinstance(rows, DecodeRows):
             starts, contexts, wanted = list(range(len(rows) + 1)), rows.positions, list(range(len(rows)))
         else:
@@ -146,11 +163,14 @@ class ModelRunner:
                 starts=starts,
                 contexts=contexts,
                 block_tables=rows.block_tables,
-                wanted=wanted,
+                wanted=[*wanted, *listed] if listed else wanted,
+                num_answered=len(wanted),
                 is_prefill=not isinstance(step, DecodeStep),
             ),
             self.pool,
         )
+        if listed:
+            self._list(hidden[len(wanted) :], take_listed)
         return self.model.score(hidden) if logits is None else logits
 
     def _forward_rows(self, rows: DecodeRows) -> Tensor:
@@ -165,13 +185,12 @@ class ModelRunner:
         )
 
     def _forward_chunks(self, rows: PrefillRows) -> Tensor:
-        """-> [num_chunks, hidden], each chunk's last token"""
+        """-> [num_tokens, hidden], packed"""
         self._clear_unwritten(rows.block_tables, rows.context_lens, rows.seq_lens)
         meta = PrefillMeta.of(rows.cu_seqlens_q, rows.context_lens, rows.block_tables, self.model.device)
-        hidden = self.model.forward(
+        return self.model.forward(
             self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
         )
-        return hidden[self._tensor(rows.last_tokens)]
 
     def _clear_unwritten(self, block_tables: Rows[list[int]], firsts: Rows[int], ends: Rows[int]) -> None:
         """Zero the last block of each sequence when its first token is about to be written.
@@ -208,6 +227,13 @@ class ModelRunner:
         for place, following in allowed.items():
             if following.error is not None:
                 sampled[place] = Sampled.failed(str(following.error), following.error.status)
+        asking = [index for index, row in enumerate(rows) if row.params.num_top_logprobs]
+        if asking:
+            listed = top_logprobs(logits[asking], [rows[index] for index in asking])
+            for index, logprobs in zip(asking, listed, strict=True):
+                if not sampled[index].error:
+                    token_id = sampled[index].token_id
+                    sampled[index] = replace(sampled[index], logprob=float(logprobs.row[token_id]), top=logprobs.top)
         return sampled
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:

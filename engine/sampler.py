@@ -22,7 +22,7 @@ from engine.penalties import SamplingRow, apply_penalties, changes_logits
 from engine.philox import gumbel, random_words, random_words_at
 from engine.truncation import kept_ids, truncates
 from kernels.greedy import greedy
-from messages import SamplingParams
+from messages import SamplingParams, TokenLogprob
 
 __all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample", "select_sampler", "to_sampled"]
 
@@ -44,6 +44,7 @@ class Sampled:
     logprob: float
     error: str = ""
     error_status: int = 500  # the HTTP status that an error becomes
+    top: tuple[TokenLogprob, ...] = ()  # `engine/logprobs.py`, where they are asked for
 
     @classmethod
     def failed(cls, error: str, status: int = 500) -> "Sampled":

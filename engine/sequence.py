@@ -6,7 +6,7 @@ Knows no queue, no record and no tensor. Whoever runs the sequence appends its t
 from dataclasses import dataclass, field
 
 from engine.grammar_state import GrammarState
-from messages import SamplingParams
+from messages import PromptLogprob, SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +25,8 @@ class Sequence:
     num_computed_tokens: int = 0  # tokens whose KV is in the pool
     block_table: list[int] = field(default_factory=list)
     grammar: GrammarState | None = None  # where the sampling asks for one: once a worker has compiled it
+    num_cached_tokens: int = 0  # of the computed ones, those that a prefix cache had
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)  # of tokens 1 and up, as far as computed
 
     @property
     def num_tokens(self) -> int:
@@ -45,6 +47,12 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         """A copy of the generated ids."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def lists_prompt(self) -> bool:
+        """Whether the logprobs of its prompt are wanted and not published yet: then all of it has to be computed, and
+        no cached prefix is of use."""
+        return self.sampling.num_prompt_logprobs is not None and not self.num_output_tokens
 
     def num_blocks(self, block_size: int) -> int:
         """Blocks that hold the KV of all its tokens."""

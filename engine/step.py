@@ -7,10 +7,12 @@ from engine.prefill_rows import PrefillRows
 
 
 class PrefillStep(msgspec.Struct, frozen=True, tag=True):
-    """Compute the chunks; logits are wanted of those whose place is in `ends`."""
+    """Compute the chunks; logits are wanted of those whose place is in `ends`, and of the packed tokens in `listed`, a
+    few at a time."""
 
     rows: PrefillRows
     ends: list[int]
+    listed: list[int] = []
 
 
 class DecodeStep(msgspec.Struct, frozen=True, tag=True):

@@ -59,6 +59,7 @@ class _Step(Structure):
         ),
         ("table_stride", c_int64),
         ("wanted", c_int64),
+        ("answered", c_int64),
         *((name, c_void_p) for name in ("wanted_tokens", "hidden", "logits")),
         ("many_rows", c_int64),
     ]
@@ -115,6 +116,7 @@ class StepRows:
     contexts: Sequence[int]  # tokens of each sequence that are in the pool already
     block_tables: Sequence[Sequence[int]]  # up to the last new token
     wanted: Sequence[int]  # tokens whose output is wanted
+    num_answered: int  # of the first so many of those, the logits too
     is_prefill: bool  # quantized weights are multiplied as bfloat16: many rows make up for their expansion
 
 
@@ -147,7 +149,7 @@ class DecoderStep:
 
         cos, sin: bfloat16 [positions, head_dim], of every position there is; pool: bfloat16 [num_blocks, num_layers, 2,
         num_kv_heads, block_size, head_dim], contiguous.
-        -> bfloat16 [wanted, hidden], before the final norm; float32 [wanted, vocab], or None without a head
+        -> bfloat16 [wanted, hidden], before the final norm; float32 [num_answered, vocab], or None without a head
         """
         shape = self._shape
         assert pool.dtype == cos.dtype == sin.dtype == torch.bfloat16 and pool.is_contiguous()
@@ -160,7 +162,7 @@ class DecoderStep:
         token_ids, positions, slots = array("q", rows.token_ids), array("q", rows.positions), array("q", rows.slots)
         starts, contexts, wanted = array("i", rows.starts), array("i", rows.contexts), array("q", rows.wanted)
         hidden = torch.empty(len(wanted), shape.hidden_size, dtype=torch.bfloat16)
-        logits = None if shape.head is None else torch.empty(len(wanted), shape.head.matrix.outs)
+        logits = None if shape.head is None else torch.empty(rows.num_answered, shape.head.matrix.outs)
         step = _Step(
             len(token_ids),
             len(contexts),
@@ -170,6 +172,7 @@ class DecoderStep:
             *(_address(values) for values in (starts, contexts, tables)),
             longest,
             len(wanted),
+            rows.num_answered,
             _address(wanted),
             hidden.data_ptr(),
             None if logits is None else logits.data_ptr(),

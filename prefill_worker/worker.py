@@ -276,13 +276,14 @@ class PrefillWorker:
 
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
-        cached = self.space.match(one.sequence.token_ids)
+        cached = [] if one.sequence.lists_prompt else self.space.match(one.sequence.token_ids)
         missing = one.sequence.num_blocks(self.settings.kv.block_size) - len(cached)
         if not self.space.can_allocate(missing):
             self.space.free(cached)
             return False
         one.sequence.block_table = [*cached, *self.space.allocate(missing)]
         one.sequence.num_computed_tokens = len(cached) * self.settings.kv.block_size
+        one.sequence.num_cached_tokens = one.sequence.num_computed_tokens
         self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
         self.meters.count(PREFIX_QUERIED, one.sequence.num_tokens)
         self.meters.count(PREFIX_HIT, one.sequence.num_computed_tokens)

@@ -44,9 +44,10 @@ struct Step {
     const int32_t* tables;             // [seqs][table_stride], blocks
     int64_t table_stride;
     int64_t wanted;                // tokens whose output is wanted
+    int64_t answered;              // of the first so many of those, the logits too
     const int64_t* wanted_tokens;  // [wanted]
     BFloat16* hidden;              // out [wanted][hidden], before the final norm
-    float* logits;                 // out [wanted][vocab], or null
+    float* logits;                 // out [answered][vocab], or null
     int64_t many_rows;             // 1: prefill, whose quantized weights are multiplied as bfloat16
 };
 

@@ -54,7 +54,7 @@ struct Buffers {
             {&attended, s.tokens, d.heads * d.head_dim},
             {&activated, s.tokens, d.intermediate},
             {&gate_up, is_fused ? 0 : s.tokens, 2 * d.intermediate},
-            {&last, s.wanted, d.hidden},
+            {&last, s.answered, d.hidden},
         };
         int64_t bytes = Scratch::bytes_of<uint8_t>(quantized_bytes) + Scratch::bytes_of<float>(states_size);
         for (const Wish& wish : wishes) bytes += Scratch::bytes_of<BFloat16>(wish.count * padded(wish.size));
@@ -253,9 +253,9 @@ class Walk {
         crew.each(s.wanted, [&](int64_t i) {
             const BFloat16* const row = b.residual.row(s.wanted_tokens[i]);
             std::memcpy(s.hidden + i * d.hidden, row, d.hidden * sizeof(BFloat16));
-            rms_norm_row(row, d.final_norm, b.last.row(i), d.hidden, d.eps);
+            if (i < s.answered) rms_norm_row(row, d.final_norm, b.last.row(i), d.hidden, d.eps);
         });
-        if (!s.logits || s.wanted == 0) return;
+        if (!s.logits || s.answered == 0) return;
         linear(crew, b.last, d.head, [this](int64_t row, int64_t first, int64_t count, const float* c) {
             BFloat16 rounded[PANELS_AT_ONCE * PANEL];
             store(c, count, rounded);

@@ -9,7 +9,7 @@ import pytest
 
 from api.frames import OutputToken, error_frame, generate_body, stream_frame
 from api.model_facts import GenerationDefaults, ModelFacts
-from messages import FinishReason, ModelError
+from messages import AnswerParams, FinishReason, GenerationRequest, ModelError, SamplingParams
 from settings import ModelSettings
 
 
@@ -68,19 +68,22 @@ def test_a_directory_that_is_no_model_stops_the_start(tmp_path: Path, content: s
         ModelFacts.from_dir(ModelSettings(path=str(tmp_path)))
 
 
+ASKED = GenerationRequest("r", [1, 2, 3], SamplingParams(seed=0), answer=AnswerParams(with_details=True))
+
+
 def test_frames_are_always_json() -> None:
     token = OutputToken(5, "a\n\n\u2028", -math.inf, False, 1, FinishReason.LENGTH)
     frame = stream_frame(token, 3)
     assert frame.count(b"\n") == 2
     assert json.loads(frame.removeprefix(b"data:"))["token"]["logprob"] == -9999.0
-    assert json.loads(generate_body([[token]], 3, with_tokens=True))["tokens"][0]["logprob"] == -9999.0
+    assert json.loads(generate_body(ASKED, [[token]]))["tokens"][0]["logprob"] == -9999.0
     assert error_frame("x\n\ny").count(b"\n") == 2
 
 
 def test_a_sequence_that_ends_without_a_token_has_a_last_event() -> None:
     first = OutputToken(5, "a", -1.0, False, 1, None)
     end = OutputToken(None, "held", 0.0, True, 1, FinishReason.ABORT)
-    body = json.loads(generate_body([[first, end]], 3, with_tokens=True))
+    body = json.loads(generate_body(ASKED, [[first, end]]))
     assert (body["generated_text"], body["count_output_tokens"], body["finish_reason"]) == (["aheld"], 1, "abort")
     assert len(body["tokens"]) == 1
     assert json.loads(stream_frame(end, 3).removeprefix(b"data:"))["token"]["id"] is None

@@ -1,5 +1,6 @@
 """Workers die or stall in the middle of a stream; the client gets every token once, and the same text."""
 
+import json
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from messages import STALLED_EXIT_CODE, Role
@@ -55,6 +57,55 @@ def test_a_decode_worker_goes_mid_stream(pair: Cluster, number: signal.Signals, 
         wait_until(lambda: pair.num_ready() == 4, 60, "four workers are ready again")
     wait_until(pair.all_blocks_are_free, 5, "nobody holds a block, the one that woke up neither")
     assert ids(list(pair.stream(PROMPT, max_new_tokens=NUM_TOKENS, ignore_eos=True, **parameters))) == expected
+
+
+def test_a_decode_worker_goes_in_a_stream_of_openais(pair: Cluster) -> None:
+    """Text, logprobs of prompt and output, and usage are those of a stream that nothing happened to."""
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": NUM_TOKENS,
+        "ignore_eos": True,
+        "n": 2,
+        "seed": 5,
+        "stream": True,
+        "echo": True,
+        "logprobs": 2,
+        "stream_options": {"include_usage": True},
+    }
+
+    def ask(dies: bool) -> tuple[list[str], list[list[float]], dict[str, int]]:
+        texts = ["", ""]
+        logprobs: list[list[float]] = [[], []]
+        usage: dict[str, int] = {}
+        with httpx.stream("POST", pair.url + "/v1/completions", json=body, timeout=60) as answer:
+            assert answer.status_code == 200, answer.read()
+            lines = [line for line in answer_lines(answer, dies, pair) if line]
+        assert lines[-1] == "data: [DONE]"
+        for line in lines[:-1]:
+            chunk = json.loads(line.removeprefix("data: "))
+            for choice in chunk["choices"]:
+                texts[choice["index"]] += choice["text"]
+                logprobs[choice["index"]] += choice["logprobs"]["token_logprobs"]
+            usage = chunk["usage"] or usage
+        return texts, logprobs, usage
+
+    expected, told = ask(dies=False), ask(dies=True)
+    pair.start("decode")
+    wait_until(lambda: pair.num_ready() == 4, 60, "four workers are ready again")
+    assert told[0] == expected[0]
+    num_prompt = expected[2]["prompt_tokens"]
+    assert told[2]["completion_tokens"] == expected[2]["completion_tokens"] == 2 * NUM_TOKENS
+    for some, same in zip(told[1], expected[1], strict=True):
+        assert len(some) == num_prompt + NUM_TOKENS and some[0] is same[0] is None
+        assert some[1:] == pytest.approx(same[1:], abs=1e-3)
+
+
+def answer_lines(answer: httpx.Response, dies: bool, pair: Cluster) -> Iterator[str]:
+    """The lines of a stream, in the middle of which a decode worker may be killed."""
+    for place, line in enumerate(answer.iter_lines()):
+        yield line
+        if dies and place == 120:
+            pair.kill(pair.busy_process(Role.DECODE))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
@@ -23,7 +24,7 @@ from engine.step import PrefillStep, Step
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from messages import ConfigError
-from tests.tiny_models import CUTTABLE, greedy, prompts, sequences_for, tiny_model, tiny_runner
+from tests.tiny_models import CUTTABLE, greedy, prefill_all, prompts, sequences_for, tiny_model, tiny_runner
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 8
@@ -97,6 +98,18 @@ def test_scores_are_those_of_the_whole_model(num_ranks: int) -> None:
     with cut(path, num_ranks) as runner:
         scores = [[each.score(one) for one in sequences_for(each, PROMPTS, 1)] for each in (runner, whole)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+def test_a_prompts_logprobs_are_those_of_the_whole_model() -> None:
+    def listed(runner: ModelRunner) -> list[float]:
+        (sequence,) = sequences_for(runner, PROMPTS[1:2], 1)
+        sequence.sampling = structs.replace(sequence.sampling, num_prompt_logprobs=0)
+        prefill_all(runner, [sequence], token_budget=33)
+        return [one.logprob for one in sequence.prompt_logprobs]
+
+    path = tiny_model("llama_even").path
+    with cut(path, 2) as runner:
+        assert listed(runner) == pytest.approx(listed(tiny_runner(path, num_blocks=64)), abs=1e-3)
 
 
 class FarRank(SingleRank):

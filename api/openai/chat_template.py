@@ -1,0 +1,45 @@
+"""The chat template of a model directory, and the special tokens that it names.
+
+Where transformers writes them: chat_template.jinja, or tokenizer_config.json. Knows files; renders nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.model_facts import read_json
+from messages import ModelError
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """Jinja's source, and the tokens by their names in it."""
+
+    source: str
+    special_tokens: dict[str, str]
+
+
+def find_chat_template(path: Path) -> ChatTemplate | None:
+    """That of the Hugging Face directory `path`; None where it has none. Raises ModelError for damaged files."""
+    config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default")
+    file = path / "chat_template.jinja"
+    if file.exists():
+        try:
+            source = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{file}: {error}") from None
+    if not isinstance(source, str):
+        return None
+    special = {}
+    for name in SPECIAL:
+        token = config.get(name)
+        if isinstance(token, dict):  # as an AddedToken is written
+            token = token.get("content")
+        if isinstance(token, str):
+            special[name] = token
+    return ChatTemplate(source, special)

@@ -1,0 +1,74 @@
+"""The messages of a chat request: checked, and brought to the form that chat templates read.
+
+Pure. Text alone: parts of other kinds are refused. What else a message has (a name, tool calls of the past) goes to the
+template as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from api.errors import BadField
+from api.openai.fields import Fields, flag, mapping
+
+Message = Mapping[str, object]
+
+# What the machinery that renders templates takes itself: not to be set from outside.
+RESERVED = frozenset(
+    {
+        *("messages", "conversations", "tools", "documents", "chat_template", "return_assistant_tokens_mask"),
+        *("continue_final_message", "add_generation_prompt", "tokenize"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the template is to write."""
+
+    messages: list[dict[str, object]]
+    add_generation_prompt: bool
+    continue_final_message: bool
+    variables: Fields  # the client's own, for the template
+
+
+def read_conversation(body: Fields) -> Conversation:
+    """`messages` and what belongs to them. Raises BadField."""
+    given = body.get("messages")
+    if not isinstance(given, list) or not given:
+        raise BadField("messages must be a list of at least one message", "messages")
+    continues = flag(body, "continue_final_message")
+    prompts = flag(body, "add_generation_prompt", not continues)
+    if continues and prompts:
+        raise BadField("continue_final_message and add_generation_prompt cannot both be true", "continue_final_message")
+    variables = mapping(body, "chat_template_kwargs")
+    for name in variables:
+        if name in RESERVED or not name.isidentifier():
+            raise BadField(f"chat_template_kwargs may not have {name[:80]!r}", "chat_template_kwargs")
+    messages = [_message(message, place) for place, message in enumerate(given)]
+    if continues and not isinstance(messages[-1].get("content"), str):
+        raise BadField("continue_final_message needs a last message with content", "continue_final_message")
+    return Conversation(messages, prompts, continues, variables)
+
+
+def _message(message: object, place: int) -> dict[str, object]:
+    name = f"messages[{place}]"
+    if not isinstance(message, dict):
+        raise BadField(f"{name} must be an object, got {type(message).__name__}", name)
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise BadField(f"{name} must have a role", name)
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_text(part, name) for part in content)
+    elif content is not None and not isinstance(content, str):
+        raise BadField(f"{name}.content must be a string or a list of parts, got {type(content).__name__}", name)
+    # A key without a value confuses templates, which ask whether it is there.
+    rest = {key: value for key, value in message.items() if value is not None and key != "content"}
+    return rest if content is None else rest | {"content": content}
+
+
+def _text(part: object, name: str) -> str:
+    if isinstance(part, dict) and part.get("type") in ("text", "input_text") and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = str(part.get("type"))[:40] if isinstance(part, dict) else type(part).__name__
+    raise BadField(f"{name}.content has a part of type {kind!r}, only text is supported", name)
