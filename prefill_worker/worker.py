@@ -34,7 +34,7 @@ from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
 from prefill_worker.running import Running, running
-from prefill_worker.scheduler import open_classes, plan_step
+from prefill_worker.scheduler import TAKE_COUNT, open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
 
@@ -43,7 +43,6 @@ ResultT = TypeVar("ResultT")
 
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
-TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
 
 
 class PrefillWorker:
