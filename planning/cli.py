@@ -94,7 +94,9 @@ def measure(
     costs_file: CostsFile = None,
     url: Annotated[
         str | None,
-        typer.Option(help="An idle server with this model and machine; without one `pdq serve` is started."),
+        typer.Option(
+            help="An idle server of one worker of each role, of this model and machine; else `pdq serve` is started."
+        ),
     ] = None,
     keep_steps: Annotated[
         bool, typer.Option("--keep-steps", help="Measure only the way; steps are the file's.")

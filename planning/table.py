@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from bench.report import Distribution
 from planning.costs import StepCosts, Way
 from planning.forecast import Forecast, Objective, nearest, recommended
 
@@ -12,33 +13,25 @@ def print_plan(
 ) -> None:
     """The alternatives, and one sentence that says which to take."""
     console.print(f"{description} · {costs.model} · {costs.machine}", style="bold", highlight=False, markup=False)
-    table = Table(*(f"{name}" for name in ("prefill", "decode")))
-    for name in (
-        "TTFT p50",
-        "p90",
-        "TPOT p50",
-        "p90",
-        "tokens/s",
-        "goodput/s",
-        "within",
-        "prefill busy",
-        "decode busy",
-    ):
-        table.add_column(name, justify="right")
+    table = Table()
+    for name in ("P + D", "TTFT ms", "TPOT ms", "tokens/s", "goodput/s", "within", "busy"):
+        table.add_column(name, justify="right", no_wrap=True)
     best = recommended(forecasts)
     for one in forecasts:
         table.add_row(
-            str(one.size.num_prefill),
-            str(one.size.num_decode),
-            *(_ms(value) for value in (one.ttft_ms.p50, one.ttft_ms.p90, one.tpot_ms.p50, one.tpot_ms.p90)),
+            f"{one.size.num_prefill} + {one.size.num_decode}",
+            _halves(one.ttft_ms, 0),
+            _halves(one.tpot_ms, 1),
             f"{one.output_tokens_per_s:.1f}",
             f"{one.goodput_rps:.2f}",
             f"{one.attainment:.0%}",
-            f"{one.prefill_use:.0%}",
-            f"{one.decode_use:.0%}",
+            f"{one.prefill_use:.0%} {one.decode_use:.0%}",
             style="bold" if one is best else None,
         )
     console.print(table)
+    console.print(
+        "P + D: prefill and decode workers, busy their mean; TTFT and TPOT: p50 and p90", style="dim", highlight=False
+    )
     limits = objective.limits
     wanted = f"{objective.share:.0%} of requests within TTFT {limits.ttft_ms:g} ms and TPOT {limits.tpot_ms:g} ms"
     say = f"{describe(best)} is the smallest with {wanted}." if best else _none_enough(forecasts, wanted)
@@ -74,5 +67,7 @@ def _none_enough(forecasts: list[Forecast], wanted: str) -> str:
     )
 
 
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _halves(values: Distribution, digits: int) -> str:
+    """p50 and p90."""
+    shown = ("-" if value is None else f"{value:.{digits}f}" for value in (values.p50, values.p90))
+    return " ".join(f"{each:>5}" for each in shown)

@@ -1,7 +1,8 @@
 #!/bin/sh
 # make_secrets.sh: what the manifests' Secrets are made of, as files beside them that git ignores: a password per Redis
 # user, Redis's users, the seal of KV handles (../make_secrets.sh), the first API keys. What is there already is kept, so
-# it may be repeated; a file that is gone is made anew, and `kubectl apply -k` then restarts who reads it.
+# it may be repeated; a password or a seal that is gone is made anew, and `kubectl apply -k` then restarts who reads it.
+# It runs `pdq key`; PDQ says which pdq, if not the one on PATH.
 set -eu
 umask 077
 

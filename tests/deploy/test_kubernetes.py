@@ -1,10 +1,12 @@
 """The manifests in deploy/kubernetes: valid for Kubernetes, and true of pdq: settings, routes, users, keys, times."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from api.key_file import hash_of, read_keys
 from api.key_gate import OPEN_PATHS
 from api.metrics import exposition
 from broker.keys import Keys
@@ -209,6 +212,34 @@ def test_users_and_files_are_those_that_make_secrets_makes() -> None:
     assert "for role in admin api prefill decode; do" in script and "workers/kv_secret" in script
     users = re.findall(r"^user (\w+) ", (ROOT / "deploy" / "redis_users.acl").read_text(), re.MULTILINE)
     assert {*ROLES, "probe"} <= set(users)
+
+
+def test_make_secrets_makes_every_file_that_a_secret_is_of_and_keeps_it(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets"))
+    pdq = tmp_path / "pdq"
+    pdq.write_text(f'#!/bin/sh\ncd {ROOT} && exec {sys.executable} -m cli "$@"\n')
+    pdq.chmod(0o700)
+    folder = tmp_path / "deploy" / "kubernetes"
+
+    def made() -> dict[Path, bytes]:
+        command = ["sh", str(folder / "make_secrets.sh")]
+        done = subprocess.run(
+            command, env={**os.environ, "PDQ": str(pdq)}, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return {
+            kustomization.parent / file.split("=", 1)[1]: (kustomization.parent / file.split("=", 1)[1]).read_bytes()
+            for kustomization in folder.rglob("kustomization.yaml")
+            for one in yaml.safe_load(kustomization.read_text()).get("secretGenerator", [])
+            for file in one["files"]
+        }
+
+    files = made()
+    assert len(files) == 7 and all(files.values())
+    assert made() == files, "what is there is kept"
+    keys = {key.id: key for key in read_keys(folder / "base" / "secrets" / "keys" / "keys")}
+    assert {name: str(key.scope) for name, key in keys.items()} == {"keda": "monitor", "first-client": "client"}
+    assert keys["keda"].sha256 == hash_of(files[folder / "components" / "keda" / "secrets" / "keys" / "keda"].decode())
 
 
 def test_probes_ask_routes_that_exist_and_ask_for_no_key(resources: list[Resource]) -> None:
