@@ -152,8 +152,9 @@ def test_torch_is_not_loaded_by(rooms: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_torch_is_not_loaded_by_the_load_generator() -> None:
-    program = "import sys, bench.cli; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["bench.cli", "planning.cli"])
+def test_torch_is_not_loaded_by_the_load_generator_and_the_simulation(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 

@@ -133,6 +133,25 @@ def test_without_rests_prompts_take_longer_and_streams_do_not_wait() -> None:
     assert ttft_s[0] < ttft_s[1] and ends_s[0] > ends_s[1]
 
 
+def test_while_a_decode_worker_rests_a_prompt_has_every_core() -> None:
+    """Steps and rests of 4 ms: for half of its time the prompt has both cores, however fresh the stamp of the step."""
+    costs = costs_of(flat(0.06, (1, 2)), flat(0.002, (1, 2)), cores=2)
+    groups = (
+        Group("streams", Concurrency(1), 50, 2000, num_requests=1),
+        Group("prompts", Periodic(0.4), 100, 1, num_requests=4),
+    )
+    requests = run(costs, Groups(groups, 0)).requests
+    for one in (one for one in requests if one.group == "prompts"):
+        assert one.ttft_s == pytest.approx(0.08, rel=0.1)  # 0.06 with both, 0.12 with one
+
+
+def test_what_was_pulled_makes_room_for_the_next_prompt() -> None:
+    """A prefill worker with blocks for one prompt."""
+    simulated = run(costs_of(flat(0.1), flat(0.01), prefill_blocks=10), At(*[(0.0, 100, 5)] * 20))
+    assert all(request.num_output == 5 for request in simulated.requests)
+    assert simulated.duration_s == pytest.approx(20 * 0.1 + 4 * 0.01, abs=0.05)
+
+
 def test_who_finds_no_blocks_is_prefilled_again_and_loses_no_token() -> None:
     load = At(*[(0.0, 60, 100)] * 6)
     simulated = run(costs_of(flat(0.01), flat(0.01), decode_blocks=24), load)
