@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Literal
 
@@ -26,9 +27,7 @@ def busy_neighbour(kind: Kind, num_threads: int) -> Iterator[None]:
         yield
         return
     command = [sys.executable, "-m", "planning.neighbour", kind, str(num_threads)]
-    with Popen(
-        command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=os.path.dirname(os.path.dirname(__file__))
-    ) as child:
+    with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=Path(__file__).parents[1]) as child:
         assert child.stdin is not None and child.stdout is not None
         try:
             if not child.stdout.readline():
