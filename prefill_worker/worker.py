@@ -35,7 +35,7 @@ from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
 from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.running import Running, running
-from prefill_worker.scheduler import open_classes, plan_step
+from prefill_worker.scheduler import TAKE_COUNT, open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
 
@@ -45,7 +45,6 @@ ResultT = TypeVar("ResultT")
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 GRAMMAR_WAIT_S = 0.005  # how long a loop that has but grammars to wait for leaves its queue alone
-TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
 
 
 class PrefillWorker:
