@@ -78,7 +78,7 @@ def failure(event: TokenEvent) -> RequestError:
 
 def is_openai(path: str) -> bool:
     """Whether it is a path of OpenAI's API, or of those that its other servers have added to it."""
-    return path.startswith("/v1/") or path.rstrip("/") in ("/tokenize", "/detokenize")
+    return path.startswith("/v1/") or path.rstrip("/") in ("/tokenize", "/detokenize", "/tokenizer_info")
 
 
 def openai_error(status: int, message: str, param: str | None = None) -> dict[str, object]:

@@ -47,6 +47,7 @@ def test_text_to_ids_and_back(chatty: Settings) -> None:
             assert said["token_strs"][:2] == ["What", " is"]
             assert len(set(said["token_strs"])) == len(set(said["tokens"]))  # parts of a character have names, too
             assert (await cluster.post("/detokenize", {"tokens": said["tokens"]})).json() == {"prompt": text}
+            assert "im_start" in (await cluster.client.get("/tokenizer_info")).json()["chat_template"]
             messages = [{"role": "user", "content": "What"}]
             chat = (await cluster.post("/tokenize", {"messages": messages})).json()
             assert chat["tokens"] == cluster.ids("<|im_start|>user\nWhat<|im_end|>\n<|im_start|>assistant\n")
