@@ -16,6 +16,7 @@ import yaml
 
 from api.key_file import hash_of, read_keys
 from api.key_gate import OPEN_PATHS
+from api.meters import ApiMeters
 from api.metrics import exposition
 from broker.keys import Keys
 from messages import Priority, Role
@@ -385,7 +386,7 @@ def test_keda_asks_the_api_with_a_key_of_its_own() -> None:
 def test_keda_reads_figures_that_the_api_gives() -> None:
     """Every class of the prefill queue by the label values that /metrics writes, and a field of /token_load."""
     _, scaled = scaled_objects()
-    told = exposition([], {role: dict.fromkeys(Priority, 3) for role in Role}).decode()
+    told = exposition(ApiMeters(), 0, [], {role: dict.fromkeys(Priority, 3) for role in Role}, []).decode()
     modifiers = scaled["prefill"]["spec"]["advanced"]["scalingModifiers"]
     triggers = {one["name"]: one["metadata"] for one in scaled["prefill"]["spec"]["triggers"]}
     assert (
