@@ -251,9 +251,11 @@ def test_small_steps_tell_nothing_of_the_rate(play: Play) -> None:
         prefill = cluster.start_prefill(token_budget=64)
         cluster.start_decode()
         await cluster.ended(await cluster.send([5] * 10, 2))
-        assert prefill.worker.board.prefilled_tokens == 10 and prefill.worker.board.tokens_per_s == 0
+        board = prefill.worker.board
+        await cluster.until(lambda: board.prefilled_tokens == 10, "the step is noted")
+        assert board.tokens_per_s == 0
         await cluster.ended(await cluster.send([5] * 40, 2))
-        assert prefill.worker.board.tokens_per_s > 0
+        await cluster.until(lambda: board.tokens_per_s > 0, "the rate is known")
 
     play(scenario)
 
