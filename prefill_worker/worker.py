@@ -263,8 +263,8 @@ class PrefillWorker:
 
     def note_work(self, num_tokens: int, seconds: float) -> None:
         """So many prompt tokens were computed in one step of so long."""
-        # What waits so long that the rate matters is computed in full steps. Small ones are mostly fixed costs, the first
-        # above all: by their rate a burst that came after a single short prompt was refused.
+        # What waits so long that the rate matters is computed in full steps. Small ones are mostly fixed costs, and
+        # first ones above all: by their rate a burst that came after a single short prompt was refused.
         if 2 * num_tokens >= self.token_budget:
             self.rate.note(num_tokens, seconds)
         self.board.prefilled_tokens += num_tokens
