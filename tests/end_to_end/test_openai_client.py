@@ -197,7 +197,7 @@ def test_a_required_tool_is_called_and_its_result_is_read(client: openai.OpenAI,
     assert kinds.count("tool_calls.function.arguments.delta") > 2  # as they are written
     assert final.finish_reason == "tool_calls"
     result = {"role": "tool", "tool_call_id": call.id, "content": "It rains."}
-    told = client.chat.completions.create(messages=[*asked, answer.message, result], **wanted)  # type: ignore[list-item]
+    told = client.chat.completions.create(messages=[*asked, answer.message, result], **wanted)
     assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
