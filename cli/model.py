@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from cli.child import kill, pdq_command, start_child
 from cli.errors import BY_EXIT_CODE, startup_error
@@ -37,6 +40,23 @@ def fetch(
     settings = settings_from(model=name)
     path = resolve_model(settings.model, lambda line: typer.echo(line, err=True))
     typer.echo(str(path))
+
+
+@app.command("list")
+def list_models() -> None:
+    """List what was fetched or converted, and where it is."""
+    cache_dir = settings_from().model.cache_dir.expanduser()
+    table = Table(Column("directory", overflow="fold"), Column("GB", justify="right"))
+    for path in kept_models(cache_dir):
+        num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        table.add_row(Text(str(path)), f"{num_bytes / 1e9:.2f}")
+    Console().print(table if table.row_count else f"nothing is kept in {cache_dir}; `pdq model fetch` fetches a model")
+
+
+def kept_models(cache_dir: Path) -> list[Path]:
+    """Model directories below `cache_dir`: converted ones, and the hub's snapshots."""
+    found = [*cache_dir.glob("models/*/config.json"), *cache_dir.glob("hub/models--*/snapshots/*/config.json")]
+    return sorted(file.parent for file in found)
 
 
 def is_directory(settings: ModelSettings) -> bool:

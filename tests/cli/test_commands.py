@@ -50,6 +50,7 @@ def test_help_names_every_command(pdq: RunPdq) -> None:
         "key",
         "config",
         "bench",
+        "chat",
     ):
         assert f"│ {command} " in out
     assert pdq("--version")[1].startswith("pdq")
@@ -119,6 +120,28 @@ def test_a_model_that_is_not_there_is_exit_code_4(pdq: RunPdq, command: str) -> 
     assert code == 4
     assert "pdq: /does/not/exist does not exist" in err
     assert "Traceback" not in err
+
+
+def test_the_models_that_are_kept_are_listed(pdq: RunPdq, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PDQ_MODEL__CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "`pdq model fetch` fetches a model" in pdq("model", "list")[1]
+    for name in ("models/a-bf16-v2", "hub/models--org--b/snapshots/123", "models/unfinished"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * 20_000_000)
+        if "unfinished" not in name:
+            (tmp_path / name / "config.json").write_text("{}")
+    code, out, _ = pdq("model", "list")
+    assert code == 0
+    assert f"{tmp_path}/models/a-bf16-v2 │ 0.02" in " ".join(out.split())
+    assert f"{tmp_path}/hub/models--org--b/snapshots/123" in out and "unfinished" not in out
+
+
+def test_a_shell_completes_commands(pdq: RunPdq, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (("_PDQ_COMPLETE", "complete_bash"), ("COMP_WORDS", "pdq sta"), ("COMP_CWORD", "1")):
+        monkeypatch.setenv(variable, value)
+    code, out, _ = pdq()
+    assert (code, out.split()) == (0, ["status"])
 
 
 def test_a_redis_that_is_not_there_is_exit_code_5(pdq: RunPdq, tmp_path: Path) -> None:

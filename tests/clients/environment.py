@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CLIENTS = Path(os.environ.get("PDQ_TEST_CLIENTS", "~/.cache/pdq/clients")).expanduser()
+CLIENTS = Path(os.environ.get("TEST_CLIENTS", "~/.cache/pdq/clients")).expanduser()
 
 
 def client_program(client: str, program: str) -> Path:
