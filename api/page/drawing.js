@@ -42,9 +42,10 @@ function build() {
   const node = (name) => element("div", { class: `node ${name}` });
   const flow = (arrow, name = "") => element("div", { class: `flow ${name}`, "data-arrow": arrow });
   const made = {
-    api: node("api-node"), created: flow("↓"), events: flow("↑"), jobs: flow("→", "across"), kv: flow("→", "across"),
-    takenPrefill: flow("↓"), takenDecode: flow("↓"), queues: { prefill: node("q"), decode: node("q") },
-    prefill: element("div", { class: "workers" }), decode: element("div", { class: "workers" }),
+    api: node("api-node"), created: flow("↓", "at-1"), queues: { prefill: node("at-2"), decode: node("at-6") },
+    takenPrefill: flow("↓", "at-3"), prefill: element("div", { class: "workers at-4" }), jobs: flow("→", "across at-5"),
+    takenDecode: flow("↓", "at-7"), kv: flow("→", "across at-7"), decode: element("div", { class: "workers at-8" }),
+    events: flow("↑", "at-9"),
   };
   byId("drawing").append(
     made.api, made.created, element("div"), made.events,

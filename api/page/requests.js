@@ -6,7 +6,7 @@ import { clock, counted, grouped, milliseconds, shortWorker } from "./units.js";
 const KINDS = {
   "queue prefill": ["queue", "in the prefill queue"], "queue local": ["queue", "in the local queue"],
   "queue decode": ["queue", "in the decode queue"], prefill: ["prefill-bar", "prefill"], offer: ["transfer", "KV offered"],
-  kv_pull: ["transfer", "KV pulled"], decode: ["decode-bar", "decode"], reclaimed: ["reclaimed", "taken over from a lost worker"], lost: ["lost", "work that nobody finished, and the wait for another worker"],
+  kv_pull: ["transfer", "KV pulled"], decode: ["decode-bar", "decode"], reclaimed: ["reclaimed", "taken over from a lost worker"], open: ["open", "at work, or waiting"], lost: ["lost", "work that nobody finished, and the wait for another worker"],
 };
 const LEGEND = [["queue", "queue"], ["prefill-bar", "prefill"], ["transfer", "KV transfer"], ["decode-bar", "decode"], ["lost", "lost with its worker"], ["reclaimed", "taken over"]];
 const FEW = 12;
@@ -39,7 +39,7 @@ function row(one, now_ms) {
   const ended = one.ended_ms || (isRunning ? Math.max(now_ms, lastHeard) : lastHeard);
   const took = Math.max(1, ended - began, ...ends.map((end) => end - began));
   const place = (from, length) => [`${(Math.max(0, from - began) / took) * 100}%`, `${(length / took) * 100}%`];
-  const bars = [...one.bars, ...lost(one.bars)].map((bar) => {
+  const bars = [...one.bars, ...lost(one.bars), ...(isRunning ? [open(lastHeard, now_ms)] : [])].map((bar) => {
     const [kind, words] = KINDS[bar.phase] ?? ["queue", bar.phase];
     const facts = [words, bar.took_ms && milliseconds(bar.took_ms), bar.worker_id && shortWorker(bar.worker_id)];
     const node = element("i", { class: kind, title: facts.filter(Boolean).join(" · ") });
@@ -71,5 +71,7 @@ function lost(bars) {
     return { phase: "lost", began_ms: from, took_ms: before.length ? began_ms - from : 0, worker_id: "" };
   });
 }
+
+const open = (from, now_ms) => ({ phase: "open", began_ms: from, took_ms: Math.max(0, now_ms - from), worker_id: "" });
 
 const spoken = (one) => one.bars.map((bar) => `${(KINDS[bar.phase] ?? ["", bar.phase])[1]} ${milliseconds(bar.took_ms)}`).join(", ") || "no phase has ended yet";
