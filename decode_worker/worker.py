@@ -250,6 +250,7 @@ class DecodeWorker:
         if refused:
             self.meters.count(FENCED, len(refused))
         for one in refused:
+            self.note_departure(one, "lost")
             await self.intake.lost(one.claim)
         ended = [output.one for output, ok in zip(outputs, accepted, strict=True) if ok and output.is_last]
         if ended:

@@ -18,17 +18,19 @@ export function drawCluster(body) {
   const tokens = curves.tokens_per_s.at(-1) ?? 0;
   move(parts.created, isNew, "prefill jobs");
   move(parts.events, tokens > 0, `token events, ${rate(tokens)} tokens/s`);
+  const depth = (name) => sum(queues.filter((one) => one.queue === name).map((one) => one.num_jobs));
   for (const [name, node] of Object.entries(parts.queues)) drawQueue(node, name, queues.filter((one) => one.queue === name));
+  const prompts = element("p", { class: "quiet" }, "Local queue, prompts that decode workers prefill themselves: ", String(depth("local")));
+  parts.queues.decode.append(prompts);
   const isHandedOn = timelines.some((one) => one.bars.some((bar) => bar.phase === "offer" && bar.began_ms > now_ms - RECENT_MS));
   move(parts.jobs, isHandedOn, "decode jobs");
   const pulled = sum(workers.flatMap((worker) => Object.values(worker.transfers)).map((one) => one.num_bytes));
   const grown = pulledBytes == null ? 0 : pulled - pulledBytes;
   pulledBytes = pulled;
   move(parts.kv, grown > 0, grown > 0 ? `KV ${bytes(grown)}` : "KV blocks");
-  const depth = (name) => sum(queues.filter((one) => one.queue === name).map((one) => one.num_jobs));
   const isBusy = (role) => workers.some((worker) => worker.role === role && worker.num_running);
   move(parts.takenPrefill, depth("prefill") > 0 || isBusy("prefill"), "take");
-  move(parts.takenDecode, depth("decode") > 0 || isHandedOn, "take");
+  move(parts.takenDecode, depth("decode") + depth("local") > 0 || isHandedOn, "take");
   const gone = incidents.filter((one) => one.kind === "gone" && one.at_ms > now_ms - GONE_SHOWN_MS);
   for (const role of ["prefill", "decode"]) {
     const live = workers.filter((worker) => worker.role === role).map(workerCard);
