@@ -14,10 +14,11 @@ from torch import Tensor
 from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVLayout, KVPool
-from engine.model import DecodeMeta, Model
+from engine.model import DecodeMeta
 from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
+from engine.served_model import ServedModel
 from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
 from kernels.decoder_step import StepRows
 from kernels.ops import PrefillMeta
@@ -41,7 +42,9 @@ class ModelRunner:
     Of a tensor-parallel model, rank 0's plans, samples and leads the others, who `compute` what they are told.
     """
 
-    def __init__(self, model: Model, pool: KVPool, lead: Lead = alone, graphs: DecodeGraphs | None = None) -> None:
+    def __init__(
+        self, model: ServedModel, pool: KVPool, lead: Lead = alone, graphs: DecodeGraphs | None = None
+    ) -> None:
         """`graphs`: recorded decode steps of this model on this pool, for the batches that they can run."""
         self.model = model
         self.pool = pool

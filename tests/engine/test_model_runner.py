@@ -22,6 +22,7 @@ from tests.tiny_models import (
 )
 
 NUM_TOKENS = 24
+UNLIKE_LLAMA = ["gemma2", "gemma3", "phi4", "gpt_neox", "gpt2", "qwen2_moe"]
 PROMPTS = prompts(count=5, longest=45)  # across block borders and, with 24 more, far across every sliding window
 
 
@@ -43,13 +44,13 @@ def test_every_family_generates_what_transformers_does(name: str) -> None:
     assert all(len(set(row)) > 3 for row in tokens), "a degenerate model proves nothing"
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2_windowed", "internlm2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2_windowed", "internlm2", *UNLIKE_LLAMA])
 @pytest.mark.parametrize("token_budget", [1, 7, 16, 33])
 def test_chunking_changes_nothing(name: str, token_budget: int) -> None:
     assert greedy(runner_of(name), PROMPTS, NUM_TOKENS, token_budget) == expected(name)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", *UNLIKE_LLAMA])
 def test_batch_composition_changes_nothing(name: str) -> None:
     alone = [greedy(runner_of(name), [prompt], NUM_TOKENS)[0] for prompt in PROMPTS]
     assert alone == expected(name)
@@ -73,7 +74,7 @@ def test_sequences_may_join_and_leave_between_steps() -> None:
     assert [one.output_token_ids for one in sequences] == expected("llama")
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral", *UNLIKE_LLAMA])
 def test_shared_prefix_blocks_are_as_good_as_computed_ones(name: str) -> None:
     runner = runner_of(name)
     block_size = runner.kv_layout.block_size
