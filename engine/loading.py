@@ -24,6 +24,9 @@ from kernels.cores import open_ledger, use_cores
 from kernels.panels import Kind
 from messages import ConfigError, DeviceError, Role
 from settings import Settings
+from telemetry import get_logger
+
+log = get_logger()
 
 KINDS = {"int8": Kind.INT8, "int4": Kind.INT4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,7 +116,10 @@ def _foreign(
             f"PDQ_MODEL__WEIGHTS={settings.model.weights}: {config.architecture} runs through transformers, whose "
             "weights are not quantized; set it to auto"
         )
-    report(f"{config.architecture} runs through transformers, slower than families that pdq computes itself")
+    report("loading weights through transformers")
+    log.info(
+        "model_runs_through_transformers", architecture=config.architecture, but="slower than a family of pdq's own"
+    )
     from engine.transformers_model import load_transformers_model  # seconds to import, and only these models pay
 
     return load_transformers_model(model_dir, config, dtype, device)

@@ -215,7 +215,7 @@ class _Loader:
 
         shared_size = shape.shared_intermediate_size
         return Experts(
-            router=self.whole(f"{prefix}.{layout.router}", shape.num_experts, bias=False),
+            router=self.exact(f"{prefix}.{layout.router}", shape.num_experts),
             experts=[
                 expert(layout.expert.format(index), shape.intermediate_size, layout.expert_gate_up, layout.expert_down)
                 for index in range(shape.num_experts)
@@ -223,7 +223,7 @@ class _Loader:
             shared=expert(layout.shared_expert, shared_size, layout.expert_gate_up, layout.expert_down)
             if shared_size
             else None,
-            shared_gate=self.whole(f"{prefix}.{layout.shared_gate}", 1, bias=False) if shared_size else None,
+            shared_gate=self.exact(f"{prefix}.{layout.shared_gate}", 1) if shared_size else None,
         )
 
     def norm(self, name: str, size: int) -> tuple[Tensor, Tensor | None]:
@@ -334,6 +334,11 @@ class _Loader:
     def whole(self, name: str, size: int, bias: bool) -> Linear:
         """A linear of the hidden state that every rank has whole."""
         return self.fused([(name, size, [range(size)])], bias, transposed=False)
+
+    def exact(self, name: str, size: int) -> Linear:
+        """A small linear of the hidden state that decides something: never quantized, whole in every rank."""
+        weight = self.matrix(name, (size, self.config.hidden_size))
+        return Linear(self.ops.pack_linear(weight.to(self.device, self.dtype)))
 
     def language_head(self, name: str, weight: Tensor) -> Linear:
         """weight: our rows; every rank gets equally many, so that their logits can be gathered."""

@@ -98,6 +98,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3", {"sliding_window": 13}),
     "phi4": ("Phi3", _PHI4 | {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    "phi_whole": ("Phi3", {"head_dim": 16, "hidden_size": 96} | _rope("default", partial_rotary_factor=0.5)),
     "gpt_neox": ("GPTNeoX", _rope("default", partial_rotary_factor=0.4)),
     "gpt_neox_in_turn": (
         "GPTNeoX",

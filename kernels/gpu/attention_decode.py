@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.score_cap import LOG2_E, capped
 from kernels.gpu.target import num_multiprocessors
 
+_LOG2_E = 1.4426950408889634
 _MIN_ROWS = 16  # of a tensor-core product
 _MAX_SPLITS = 32
 # Turns of the loop under way: block ids of the one after next, keys and values of the next. More took no more buffers.
@@ -92,7 +92,7 @@ def _attention_decode_kernel(
         keys = tl.load(key_cache_ptr + places[:, None] + columns[None, :], mask=is_element, other=0.0)
         scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee") * scale
         if HAS_CAP:
-            scores = capped(scores, cap)
+            scores = cap * (2.0 / (1.0 + tl.exp(-2.0 * scores)) - 1.0)  # tanh, of scores / cap
         scores = tl.where(is_token[None, :], scores, -1e30)
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         faded = tl.exp2(largest - new_largest)
@@ -177,8 +177,8 @@ def attention_decode(
         q.stride(0),
         key_cache.stride(0),
         block_tables.stride(0),
-        scale * LOG2_E if cap is None else scale / cap,
-        0.0 if cap is None else cap * LOG2_E,
+        scale * _LOG2_E if cap is None else scale / cap,
+        0.0 if cap is None else cap * _LOG2_E,
         sliding_window or 0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,

@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.score_cap import LOG2_E, capped
 from kernels.gpu.target import capability
 from kernels.reference import PrefillMeta
+
+_LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -27,7 +28,7 @@ def _attend(q, keys, values, visible, largest, total, summed, scale, cap, MASKED
     """One turn of the online softmax."""
     scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
     if HAS_CAP:
-        scores = capped(scores, cap)
+        scores = cap * (2.0 / (1.0 + tl.exp(-2.0 * scores)) - 1.0)  # tanh, of scores / cap
     if MASKED:
         scores = tl.where(visible, scores, -1e30)
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
@@ -199,8 +200,8 @@ def attention_prefill(
         v.stride(0),
         key_cache.stride(0),
         meta.block_tables.stride(0),
-        scale * LOG2_E if cap is None else scale / cap,
-        0.0 if cap is None else cap * LOG2_E,
+        scale * _LOG2_E if cap is None else scale / cap,
+        0.0 if cap is None else cap * _LOG2_E,
         sliding_window or 0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
