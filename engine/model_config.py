@@ -304,7 +304,7 @@ def _quantization(config: dict[str, Any], architecture: str, family: Family) -> 
     said = config.get("quantization_config")
     if not said:
         return None
-    if family.names not in (TensorNames.LLAMA, TensorNames.GEMMA) or family.has_experts:
+    if family.names is not TensorNames.LLAMA or family.has_experts:
         raise ModelError(f"quantized weights of {architecture} are not supported; use its float weights")
     return Quantization.from_config(said)
 

@@ -23,6 +23,7 @@ from engine.kv_pool import KVLayout, KVPool
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
 from engine.weights import load_model
+from kernels.panels import Kind
 from messages import SamplingParams
 
 END_OF_TEXT, IM_START, IM_END = 256, 257, 258
@@ -127,6 +128,21 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
         {"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": False, "num_hidden_layers": 2},
     ),
 }
+FOREIGN_REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": ("GptOss", {"head_dim": 10, "hidden_size": 64, "intermediate_size": 64, "num_local_experts": 4}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 6,
+            "q_lora_rank": 20,
+            "kv_lora_rank": 20,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 12,
+            "v_head_dim": 10,
+            "first_k_dense_replace": 3,
+        },
+    ),
+}
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_reward": ("Llama", {}),
     "mistral_reward": ("Mistral", {"sliding_window": 13}),
@@ -170,7 +186,7 @@ def _root() -> Path:
 def tiny_model(name: str) -> TinyModel:
     """The checkpoint `name` of DECODERS, FOREIGN, REWARDS or CUTTABLE, in float32."""
     is_reward = "reward" in name
-    stem, values = (DECODERS | FOREIGN | REWARDS | CUTTABLE)[name]
+    stem, values = (DECODERS | FOREIGN | FOREIGN_REFUSED | REWARDS | CUTTABLE)[name]
     oracle_path = _root() / name
     _build(oracle_path, stem, values, "SequenceClassification" if is_reward else "CausalLM", seed=len(name))
     if name.startswith("internlm2"):
@@ -326,11 +342,28 @@ def transformers_greedy(path: Path, prompt: list[int], num_tokens: int) -> list[
     return tokens
 
 
+def transformers_logprobs(path: Path, prompt_list: list[list[int]], dtype: torch.dtype) -> Tensor:
+    """float32 [num_prompts, vocab], of the tokens after the prompts, computed in `dtype`."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    # The others want experts of sizes that divide by 16.
+    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager", **experts)
+    with torch.inference_mode():
+        logits = [model.eval()(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompt_list]
+    return torch.stack(logits).log_softmax(dim=-1)
+
+
 def tiny_runner(
-    path: Path, num_blocks: int = 256, block_size: int = 16, dtype: torch.dtype | None = None
+    path: Path,
+    num_blocks: int = 256,
+    block_size: int = 16,
+    dtype: torch.dtype | None = None,
+    kind: Kind | None = None,
 ) -> ModelRunner:
     """A runner on a pool of its own."""
-    model = load_model(path, dtype, torch.device("cpu"))
+    model = load_model(path, dtype, torch.device("cpu"), kind=kind)
     config = model.config
     layout = KVLayout(config.num_layers, config.num_kv_heads, block_size, config.head_dim, model.dtype)
     return ModelRunner(model, KVPool.allocate(layout, num_blocks))

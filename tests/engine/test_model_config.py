@@ -224,6 +224,7 @@ def test_reward_models_are_told_by_architecture(tmp_path: Path, changes: dict[st
         (PHI3 | {"partial_rotary_factor": 0.5, "head_dim": 10}, r"5 rotated dimensions of 10 are no pairs"),
         (PHI3 | {"partial_rotary_factor": 1.5}, r"partial_rotary_factor 1.5 is not supported; .* at most 1"),
         (PHI3 | {"quantization_config": {"quant_method": "fp8"}}, r"quantized weights of Phi3ForCausalLM"),
+        (MIXTRAL | {"quantization_config": {"quant_method": "fp8"}}, r"quantized weights of MixtralForCausalLM"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, r"needs a short_factor and a long_factor"),
         (MIXTRAL | {"num_experts_per_tok": 9}, r"num_experts_per_tok 9 is not supported; there are 8 experts"),
         ({"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": True}, r"supported without layer_types"),

@@ -12,7 +12,7 @@ import torch
 from engine.kv_pool import KVLayout, KVPool
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner, PrefillChunk
-from engine.transformers_model import load_transformers_model
+from engine.transformers_model import _window_of, load_transformers_model
 from messages import ModelError
 from tests.tiny_models import FOREIGN, greedy, prefill_all, prompts, sequences_for, tiny_model, transformers_greedy
 
@@ -109,6 +109,27 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = changed(tmp_path, num_hidden_layers=4)
     with pytest.raises(ModelError, match="weights do not fit GraniteForCausalLM; missing keys: .*layers.3"):
         load_transformers_model(path, ModelConfig.from_dir(path), None, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt_oss", r"GptOssForCausalLM asks for \['s_aux'\] in attention"),
+        ("deepseek_v3", r"DeepseekV3ForCausalLM: heads of attention are "),
+    ],
+)
+def test_attention_that_ours_is_not_is_refused(name: str, message: str) -> None:
+    path = tiny_model(name).path
+    with pytest.raises(ModelError, match=message):
+        load_transformers_model(path, ModelConfig.from_dir(path), None, CPU)
+
+
+def test_a_mask_that_is_no_window_is_refused() -> None:
+    from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
+
+    assert int(_window_of(sliding_window_causal_mask_function(7), local_size=7)) == 7
+    with pytest.raises(ModelError, match="neither causal nor a sliding window"):
+        _window_of(chunked_causal_mask_function(7, torch.zeros(1, dtype=torch.int64)), local_size=7)
 
 
 def test_a_model_whose_state_is_not_all_in_attention_fails_its_trial() -> None:
