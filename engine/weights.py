@@ -46,6 +46,8 @@ def load_model(
     or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
     """
     config = ModelConfig.from_dir(model_dir)
+    if config.is_foreign:
+        raise ModelError(f"{config.architecture} runs through transformers; it has no weights of pdq's own decoder")
     dtype = dtype or getattr(torch, config.dtype)
     communicator = communicator or SingleRank()
     with torch.inference_mode():

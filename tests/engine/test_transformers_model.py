@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from engine.kv_pool import KVLayout, KVPool
+from engine.loading import _foreign
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner, PrefillChunk
+from engine.tensor_parallel import WHOLE, Shard
 from engine.transformers_model import _window_of, load_transformers_model
-from messages import ModelError
+from engine.weights import load_model
+from messages import ConfigError, ModelError
+from settings import load_settings
 from tests.tiny_models import FOREIGN, greedy, prefill_all, prompts, sequences_for, tiny_model, transformers_greedy
 
 CPU = torch.device("cpu")
@@ -103,6 +107,25 @@ def changed(tmp_path: Path, name: str = "granite", **values: Any) -> Path:
 def test_what_cannot_work_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         ModelConfig.from_dir(changed(tmp_path, **values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shard", "message"),
+    [
+        ({}, Shard(0, 2), "TENSOR_PARALLEL = 2: GraniteForCausalLM runs through transformers, .*; set it to 1"),
+        ({"weights": "int8"}, WHOLE, "PDQ_MODEL__WEIGHTS=int8: GraniteForCausalLM runs .*; set it to auto"),
+    ],
+)
+def test_what_transformers_does_not_do_is_said_at_start(changes: dict[str, str], shard: Shard, message: str) -> None:
+    path = tiny_model("granite").path
+    settings = load_settings({"model": {"path": str(path), **changes}})
+    with pytest.raises(ConfigError, match=message):
+        _foreign(settings, shard, path, ModelConfig.from_dir(path), None, CPU, lambda text: None)
+
+
+def test_our_own_decoder_is_not_tried_on_it() -> None:
+    with pytest.raises(ModelError, match="GraniteForCausalLM runs through transformers"):
+        load_model(tiny_model("granite").path, None, CPU)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
