@@ -12,17 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engine.families import (
-    ACTIVATIONS,
-    FAMILIES,
-    SPECIAL_NAMES,
-    Activation,
-    Family,
-    Norm,
-    Residual,
-    TensorNames,
-    Windows,
-)
+from engine.families import ACTIVATIONS, FAMILIES, SPECIAL_NAMES, Activation, Family, Norm, Residual, TensorNames
+from engine.layer_config import ExpertShape, experts_of, ropes_of, sliding_windows_of
 from engine.quantization import Quantization
 from engine.rope_scaling import RopeScaling
 from messages import ModelError
@@ -43,18 +34,6 @@ _SCORED = "/".join(stem for stem, family in FAMILIES.items() if family.has_rewar
 SUPPORTED_REWARDS = (
     f"InternLM2ForRewardModel, Qwen2ForRewardModel and *ForSequenceClassification with one label of {_SCORED}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertShape:
-    """A mixture of experts: which layers have one in place of their MLP, and of what shape."""
-
-    num_experts: int
-    num_chosen: int  # experts that compute a token
-    intermediate_size: int  # of each
-    is_normalized: bool  # the weights of a token's experts are made to add up to one
-    shared_intermediate_size: int  # of the expert that computes every token; 0: there is none
-    layers: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +142,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     if head_dim % 2 and not family.has_positions:
         raise ModelError(f"head_dim {head_dim} is odd; rotary embedding takes pairs")
     max_positions = int(config["max_position_embeddings"])
-    rope, local_rope = _ropes(config, family, max_positions)
+    rope, local_rope = ropes_of(config, family, max_positions)
     if rope is not None:
         rope.rotary_dim(head_dim)  # or it says why not
     bias = bool(config.get(family.bias_key, False))
@@ -182,7 +161,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         norm_eps=float(config.get(family.norm_eps_key, 1e-6)),
         rope=rope,
         max_position_embeddings=max_positions if rope is None else rope.max_context_tokens(max_positions),
-        sliding_windows=_sliding_windows(config, family, architecture, num_layers),
+        sliding_windows=sliding_windows_of(config, family, architecture, num_layers),
         qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=bias if family.output_bias is None else family.output_bias,
         mlp_bias=bool(config.get("mlp_bias", False)) if family.mlp_bias is None else family.mlp_bias,
@@ -199,7 +178,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         attention_cap=_cap(config, "attn_logit_softcapping"),
         logit_cap=_cap(config, "final_logit_softcapping"),
         embedding_scale=hidden_size**0.5 if family.scales_embedding else 1.0,
-        experts=_experts(config, num_layers) if family.has_experts else None,
+        experts=experts_of(config, num_layers) if family.has_experts else None,
         reward_head=reward_head,
         quantization=_quantization(config, architecture, family),
         reward_token_id=config.get("reward_token_id"),
@@ -250,56 +229,6 @@ def _cap(config: Mapping[str, Any], key: str) -> float | None:
     return float(said)
 
 
-def _ropes(config: dict[str, Any], family: Family, max_positions: int) -> tuple[RopeScaling | None, RopeScaling | None]:
-    """Of layers that see everything, and of those with a window where it is another one."""
-    if family.has_positions:
-        return None, None
-    if not family.has_local_rope:
-        if family.names is TensorNames.PHI3:
-            config = _with_longrope(config)
-        return RopeScaling.from_config(config, max_positions, family.rotates_partly), None
-    by_type = config.get("rope_parameters") or {}
-    if not set(by_type) <= {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"rope_parameters {by_type} are not supported; full_attention and sliding_attention are its keys"
-        )
-    theta = {"full_attention": config["rope_theta"], "sliding_attention": config["rope_local_base_freq"]}
-    # transformers 4: rope_scaling is of the layers that see everything.
-    scaling = {"full_attention": config.get("rope_scaling") or {}, "sliding_attention": {}}
-    full, local = (
-        RopeScaling.from_config(
-            {"rope_parameters": {"rope_theta": theta[kind], **scaling[kind], **(by_type.get(kind) or {})}},
-            max_positions,
-        )
-        for kind in theta
-    )
-    return full, local
-
-
-def _with_longrope(config: dict[str, Any]) -> dict[str, Any]:
-    """Phi-3's first configs say "su" or "yarn" where longrope is meant."""
-    for key in ("rope_parameters", "rope_scaling"):
-        said = config.get(key)
-        if said and (said.get("rope_type") or said.get("type")) in ("su", "yarn"):
-            return config | {key: said | {"rope_type": "longrope"}}
-    return config
-
-
-def _experts(config: Mapping[str, Any], num_layers: int) -> ExpertShape:
-    num_experts, num_chosen = int(config["num_experts"]), int(config["num_experts_per_tok"])
-    if not 0 < num_chosen <= num_experts:
-        raise ModelError(f"num_experts_per_tok {num_chosen} is not supported; there are {num_experts} experts")
-    step, dense = int(config.get("decoder_sparse_step", 1)), config.get("mlp_only_layers") or []
-    return ExpertShape(
-        num_experts=num_experts,
-        num_chosen=num_chosen,
-        intermediate_size=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
-        is_normalized=bool(config.get("norm_topk_prob", False)),
-        shared_intermediate_size=int(config.get("shared_expert_intermediate_size") or 0),
-        layers=frozenset(layer for layer in range(num_layers) if layer not in dense and (layer + 1) % step == 0),
-    )
-
-
 def _quantization(config: dict[str, Any], architecture: str, family: Family) -> Quantization | None:
     said = config.get("quantization_config")
     if not said:
@@ -307,32 +236,6 @@ def _quantization(config: dict[str, Any], architecture: str, family: Family) -> 
     if family.names is not TensorNames.LLAMA or family.has_experts:
         raise ModelError(f"quantized weights of {architecture} are not supported; use its float weights")
     return Quantization.from_config(said)
-
-
-def _sliding_windows(
-    config: dict[str, Any], family: Family, architecture: str, num_layers: int
-) -> tuple[int | None, ...]:
-    window = config.get("sliding_window")
-    if family.windows is Windows.NONE or window is None:
-        return (None,) * num_layers
-    if family.windows in (Windows.QWEN, Windows.QWEN_ALL) and not config.get("use_sliding_window", False):
-        return (None,) * num_layers
-    if family.windows in (Windows.ALL, Windows.QWEN_ALL):
-        return (int(window),) * num_layers
-    layer_types = config.get("layer_types")
-    if layer_types is None and family.windows is Windows.BY_TYPE:
-        pattern = int(config["sliding_window_pattern"])
-        layer_types = [
-            "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(num_layers)
-        ]
-    if layer_types is None:
-        if "max_window_layers" not in family.defaults:
-            raise ModelError(f"{architecture} with use_sliding_window true is not supported without layer_types")
-        first = int(config["max_window_layers"])
-        layer_types = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
-    if len(layer_types) != num_layers or not set(layer_types) <= {"sliding_attention", "full_attention"}:
-        raise ModelError(f"layer_types {layer_types} do not say full or sliding attention for {num_layers} layers")
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def _dtype(config: dict[str, Any]) -> str:
