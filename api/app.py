@@ -7,6 +7,7 @@ from functools import cache, partial
 
 from fastapi import FastAPI
 from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api import errors, lightllm_routes, page_routes, request_routes, status_routes
@@ -29,6 +30,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(RequestId, responses=services.meters.responses)
     app.add_exception_handler(RequestError, errors.on_request_error)
     app.add_exception_handler(RedisError, errors.on_redis_error)
+    app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)

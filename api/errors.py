@@ -8,7 +8,9 @@ import math
 from collections.abc import Mapping
 
 import orjson
+from fastapi.exception_handlers import http_exception_handler
 from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -76,7 +78,7 @@ def failure(event: TokenEvent) -> RequestError:
 
 def is_openai(path: str) -> bool:
     """Whether it is a path of OpenAI's API, or of those that its other servers have added to it."""
-    return path.startswith("/v1/") or path.rstrip("/") in ("/tokenize", "/detokenize")
+    return path.startswith("/v1/") or path.rstrip("/") in ("/tokenize", "/detokenize", "/tokenizer_info")
 
 
 def openai_error(status: int, message: str, param: str | None = None) -> dict[str, object]:
@@ -144,6 +146,14 @@ async def on_redis_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for a Redis that is away for longer than the client's retries."""
     assert isinstance(error, RedisError)
     return error_response(request.url.path, _broker_lost(error))
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """FastAPI's handler for a path or a method that nobody serves."""
+    assert isinstance(error, HTTPException)
+    if is_openai(request.url.path):
+        return message_response(request.url.path, error.status_code, error.detail, error.headers)
+    return await http_exception_handler(request, error)
 
 
 async def on_client_left(_: Request, __: Exception) -> Response:

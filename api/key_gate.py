@@ -25,7 +25,7 @@ CLIENT_PATHS = frozenset(
 )
 # What counts in no limit: about a request that runs already, or it could not be cancelled; and what costs nothing.
 CLIENT_PREFIXES = ("/requests/", "/v1/models/")
-UNCOUNTED_PATHS = frozenset({"/v1/models", "/version"})
+UNCOUNTED_PATHS = frozenset({"/v1/models", "/tokenizer_info", "/version"})
 MONITOR_PATHS = frozenset(
     {"/metrics", "/token_load", "/cluster", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )

@@ -51,6 +51,16 @@ def bench(context: typer.Context) -> None:
     bench_app(args=context.args, prog_name="pdq bench")
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def plan(context: typer.Context) -> None:
+    """How many workers of each role a load needs. `pdq plan measure` first; `pdq plan --help` lists the options."""
+    from planning.cli import app as plan_app
+
+    plan_app(args=context.args, prog_name="pdq plan")
+
+
 app.command()(serve)
 roles.register(app)
 app.command()(status)

@@ -30,6 +30,8 @@ def event_of(sequence: EngineSequence, sampled: Sampled, eos_token_ids: Containe
     if sampled.error:
         return TokenEvent(finish_reason=FinishReason.ERROR, error=sampled.error, error_status=sampled.error_status)
     reason = finish_reason(sequence, sampled.token_id, eos_token_ids)
+    if sequence.num_output_tokens and not sampled.top:
+        return TokenEvent(sampled.token_id, sampled.logprob, reason)
     if sequence.num_output_tokens:
         return TokenEvent(sampled.token_id, sampled.logprob, reason, top=sampled.top)
     # With its first token, in one entry: who goes on after it has nothing of the prompt left to tell.

@@ -61,6 +61,13 @@ def use_cores(library: ctypes.CDLL, num_threads: int, ledger: CoreLedger | None)
         _in_use.append(ledger)  # the library reads it until the process ends
 
 
+def take_cores(library: ctypes.CDLL, num_threads: int) -> None:
+    """Compute on exactly so many threads from now on, whoever else computes: what a measurement wants."""
+    library.pdq_share_cores.argtypes = [c_void_p, c_int64, c_int64]
+    library.pdq_share_cores(None, 0, 0)
+    use_cores(library, num_threads, None)
+
+
 def are_wanted(library: ctypes.CDLL) -> bool:
     """Whether another worker computes on our cores at the moment."""
     library.pdq_threads_now.restype = library.pdq_num_threads.restype = c_int64

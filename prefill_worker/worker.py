@@ -35,7 +35,7 @@ from kv_transfer.sender import KVSender
 from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
 from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.running import Running, running
-from prefill_worker.scheduler import open_classes, plan_step
+from prefill_worker.scheduler import TAKE_COUNT, open_classes, plan_step
 from settings import Settings
 from telemetry import get_logger
 
@@ -45,7 +45,6 @@ ResultT = TypeVar("ResultT")
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
 GRAMMAR_WAIT_S = 0.005  # how long a loop that has but grammars to wait for leaves its queue alone
-TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers
 
 
 class PrefillWorker:
@@ -263,8 +262,11 @@ class PrefillWorker:
         return is_pulled and num_ahead + TAKE_COUNT <= self.settings.kv_transfer.max_offers
 
     def note_work(self, num_tokens: int, seconds: float) -> None:
-        """So many prompt tokens were computed in so long."""
-        self.rate.note(num_tokens, seconds)
+        """So many prompt tokens were computed in one step of so long."""
+        # What waits so long that the rate matters is computed in full steps. Small ones are mostly fixed costs, and
+        # first ones above all: by their rate a burst that came after a single short prompt was refused.
+        if 2 * num_tokens >= self.token_budget:
+            self.rate.note(num_tokens, seconds)
         self.board.prefilled_tokens += num_tokens
         self.board.tokens_per_s = self.rate.value
 

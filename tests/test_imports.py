@@ -24,11 +24,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels", "observability"},
     "api": ROOT_MODULES | {"broker", "observability"},
     "bench": {"settings", "messages"},
+    # A simulation decides by the workers' own schedulers, which are pure, and speaks of loads and figures as the bench.
+    "planning": ROOT_MODULES | {"bench", "prefill_worker", "decode_worker"},
     "cli": ROOT_MODULES | {"broker", "observability"},
 }
 # Inside a function only: one command's room, loaded when that command is run.
 MAY_IMPORT_LAZILY: dict[str, set[str]] = {
-    "cli": {"api", "prefill_worker", "decode_worker", "bench", "engine", "kv_transfer"},
+    "cli": {"api", "prefill_worker", "decode_worker", "bench", "engine", "kv_transfer", "planning"},
     "bench": {"engine"},
 }
 # The in-process baseline that the queue path is compared with; the load generator itself knows HTTP only.
@@ -60,6 +62,8 @@ MAY_IMPORT_UNDER: dict[str, set[str]] = {
     "bench/chaos/fuzz.py": {"broker", "kv_transfer"},
     # A cluster in one thread: the rooms' own loops, stepped.
     "bench/chaos/protocol": {"broker", "engine", "kv_transfer", "prefill_worker", "decode_worker"},
+    # What steps cost is measured with the engine itself.
+    "planning/step_bench.py": {"engine", "kernels"},
     "cli/doctor.py": {"bench"},
     "cli/host_checks.py": {"bench", "kernels"},
 }
@@ -152,8 +156,9 @@ def test_torch_is_not_loaded_by(rooms: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_torch_is_not_loaded_by_the_load_generator() -> None:
-    program = "import sys, bench.cli; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["bench.cli", "planning.cli"])
+def test_torch_is_not_loaded_by_the_load_generator_and_the_simulation(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 

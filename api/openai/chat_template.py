@@ -14,14 +14,14 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """Jinja's source, and the tokens by their names in it."""
+    """Jinja's source, where the model has one, and the tokens by their names in it."""
 
-    source: str
+    source: str | None
     special_tokens: dict[str, str]
 
 
-def find_chat_template(path: Path) -> ChatTemplate | None:
-    """That of the Hugging Face directory `path`; None where it has none. Raises ModelError for damaged files."""
+def find_chat_template(path: Path) -> ChatTemplate:
+    """That of the Hugging Face directory `path`. Raises ModelError for damaged files."""
     config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
@@ -33,8 +33,6 @@ def find_chat_template(path: Path) -> ChatTemplate | None:
             source = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"{file}: {error}") from None
-    if not isinstance(source, str):
-        return None
     special = {}
     for name in SPECIAL:
         token = config.get(name)
@@ -42,4 +40,4 @@ def find_chat_template(path: Path) -> ChatTemplate | None:
             token = token.get("content")
         if isinstance(token, str):
             special[name] = token
-    return ChatTemplate(source, special)
+    return ChatTemplate(source if isinstance(source, str) else None, special)

@@ -88,6 +88,7 @@ def openai_operations(limits: ApiSettings, terms: Sequence[Json]) -> dict[str, d
         "/v1/models": {"get": _operation(_list(_MODEL))},
         "/v1/models/{model}": {"get": _operation(_MODEL, 404)},
         "/tokenize": {"post": _operation(_TOKENIZED, 400, 404, 413, 500, requestBody=_body(tokenize))},
+        "/tokenizer_info": {"get": _operation(_object(chat_template={"type": ["string", "null"]}))},
         "/detokenize": {
             "post": _operation(_object(prompt=_TEXT), 400, 404, 413, requestBody=_body({"tokens": _IDS}, "tokens"))
         },

@@ -29,23 +29,24 @@ _PROGRAM = Path(__file__).with_name("template_process.py")
 class ChatRenderer:
     """One per API process. One conversation at a time: most take a tenth of a millisecond."""
 
-    def __init__(self, template: ChatTemplate | None, timeout_s: float) -> None:
-        self._template, self._timeout_s = template, timeout_s
+    def __init__(self, template: ChatTemplate, timeout_s: float) -> None:
+        self.template, self._timeout_s = template, timeout_s
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
 
     async def render(self, conversation: Conversation) -> str:
         """The prompt. Raises BadField when the model has no template or it cannot write this, WorkerFailed."""
-        if self._template is None:
+        source = self.template.source
+        if source is None:
             raise BadField("the model has no chat template; use /v1/completions", "messages")
         messages = conversation.messages
-        if "developer" not in self._template.source:  # OpenAI's newer name of the system's role
+        if "developer" not in source:  # OpenAI's newer name of the system's role
             messages = [one | {"role": "system"} if one["role"] == "developer" else one for one in messages]
         asked = orjson.dumps(to_builtins(replace(conversation, messages=messages)))
         async with self._turn:
             is_answered = False
             try:
-                answer = await self._ask(self._template, asked)
+                answer = await self._ask(asked)
                 is_answered = True
             except TimeoutError:
                 raise BadField(f"the chat template took longer than {self._timeout_s:g} s", "messages") from None
@@ -65,14 +66,14 @@ class ChatRenderer:
                 process.kill()
             await process.wait()
 
-    async def _ask(self, template: ChatTemplate, asked: bytes) -> dict[str, Any]:
+    async def _ask(self, asked: bytes) -> dict[str, Any]:
         if self._process is None:
             async with asyncio.timeout(START_S):
-                await self._start(template)
+                await self._start()
         async with asyncio.timeout(self._timeout_s):
             return await self._exchange(asked)
 
-    async def _start(self, template: ChatTemplate) -> None:
+    async def _start(self) -> None:
         # -P: what lies beside the program is not to be taken for modules that it imports.
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", str(_PROGRAM)),
@@ -81,7 +82,7 @@ class ChatRenderer:
             limit=MAX_LINE_BYTES,
             start_new_session=True,  # a terminal's Ctrl-C is for us
         )
-        said = orjson.dumps({"source": template.source, "special_tokens": template.special_tokens})
+        said = orjson.dumps({"source": self.template.source, "special_tokens": self.template.special_tokens})
         answer = await self._exchange(said)
         if "error" in answer:
             log.error("chat_template_unusable", reason=answer["error"])

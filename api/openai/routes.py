@@ -1,4 +1,4 @@
-"""OpenAI's routes, and /tokenize and /detokenize, which its other servers have beside them.
+"""OpenAI's routes, and /tokenize, /detokenize and /tokenizer_info, which other servers of its API have beside them.
 
 Thin: parameters and conversations are read here, admission, generation and relay are those of every other route. The
 one model that is served is the only one that can be asked for; a request that names none means it.
@@ -75,6 +75,13 @@ async def tokenize_text(request: Request) -> Response:
     names = [services.tokenizer.names.text(one) for one in token_ids] if flag(body, "return_token_strs") else None
     limit = token_limit(services, await services.view.workers())
     return _json({"count": len(token_ids), "max_model_len": limit, "tokens": token_ids, "token_strs": names})
+
+
+@router.get("/tokenizer_info", response_model=None)
+async def tokenizer_info(request: Request) -> Response:
+    """The special tokens and the chat template, for who writes prompts himself."""
+    template = services_of(request).chat.template
+    return _json({**template.special_tokens, "chat_template": template.source})
 
 
 @router.post("/detokenize", response_model=None)

@@ -246,6 +246,20 @@ def test_a_dead_prefill_worker_is_replaced(play: Play) -> None:
     play(scenario)
 
 
+def test_small_steps_tell_nothing_of_the_rate(play: Play) -> None:
+    async def scenario(cluster: ScriptedCluster) -> None:
+        prefill = cluster.start_prefill(token_budget=64)
+        cluster.start_decode()
+        await cluster.ended(await cluster.send([5] * 10, 2))
+        board = prefill.worker.board
+        await cluster.until(lambda: board.prefilled_tokens == 10, "the step is noted")
+        assert board.tokens_per_s == 0
+        await cluster.ended(await cluster.send([5] * 40, 2))
+        await cluster.until(lambda: board.tokens_per_s > 0, "the rate is known")
+
+    play(scenario)
+
+
 def test_an_offer_whose_owner_is_gone_is_recomputed(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         first = cluster.start_prefill()

@@ -146,7 +146,7 @@ def test_a_template_that_is_no_jinja_and_a_model_without_one() -> None:
     with pytest.raises(WorkerFailed, match="cannot be used"):
         rendered("{% for %}")
     with pytest.raises(BadField, match="no chat template"):
-        run(ChatRenderer(None, 1.0).render(Conversation([], True, False, {})))
+        run(ChatRenderer(ChatTemplate(None, {}), 1.0).render(Conversation([], True, False, {})))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_no_template_could_write_is_refused_by_its_field(param: str, body: 
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:
-    assert find_chat_template(tmp_path) is None
+    assert find_chat_template(tmp_path) == ChatTemplate(None, {})
     config: dict[str, Any] = {
         "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     }
@@ -181,8 +181,7 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     found = find_chat_template(tmp_path)
     assert found == ChatTemplate("d", {"bos_token": "<s>", "eos_token": "</s>"})
     (tmp_path / "chat_template.jinja").write_text("j")
-    found = find_chat_template(tmp_path)
-    assert found is not None and found.source == "j"
+    assert find_chat_template(tmp_path).source == "j"
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ModelError, match=r"chat_template\.jinja"):
         find_chat_template(tmp_path)

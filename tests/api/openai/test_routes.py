@@ -22,6 +22,9 @@ def test_models_version_and_ping(chatty: Settings) -> None:
             assert (await cluster.client.get("/v1/models/chatty")).json() == model
             unknown = await cluster.client.get("/v1/models/org/other")
             assert unknown.status_code == 404 and unknown.json()["error"]["param"] == "model"
+            for path in ("/v1/models/two%0Alines", "/v1/nothing"):
+                nobody = await cluster.client.get(path)
+                assert nobody.status_code == 404 and nobody.json()["error"]["type"] == "not_found_error", path
             assert set((await cluster.client.get("/version")).json()) == {"version"}
             assert [(await cluster.client.request(one, "/ping")).status_code for one in ("GET", "POST")] == [200, 200]
             await cluster.bury(Role.DECODE)
@@ -44,6 +47,7 @@ def test_text_to_ids_and_back(chatty: Settings) -> None:
             assert said["token_strs"][:2] == ["What", " is"]
             assert len(set(said["token_strs"])) == len(set(said["tokens"]))  # parts of a character have names, too
             assert (await cluster.post("/detokenize", {"tokens": said["tokens"]})).json() == {"prompt": text}
+            assert "im_start" in (await cluster.client.get("/tokenizer_info")).json()["chat_template"]
             messages = [{"role": "user", "content": "What"}]
             chat = (await cluster.post("/tokenize", {"messages": messages})).json()
             assert chat["tokens"] == cluster.ids("<|im_start|>user\nWhat<|im_end|>\n<|im_start|>assistant\n")

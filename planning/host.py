@@ -1,0 +1,108 @@
+"""The cores of a simulated host, shared by the ledger's rule (`kernels/cpu/cores.cpp`): each who computes has its part.
+
+Who computes now or ended less than FRESH_S ago counts. A step goes on with another speed from the moment at which
+their number changes. Knows steps as costs; knows no queue.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from planning.clock import Clock, Event
+from planning.costs import Cost
+
+FRESH_S = 0.003  # FRESH_NS of kernels/cpu/cores.cpp
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One worker's place on a host."""
+
+    on_change: Callable[[], None]
+    is_computing: bool = False
+    stale: Event | None = None  # planned while its last step is fresh
+    busy_s: float = 0.0  # in steps
+    _cost: Cost | None = None
+    _left: float = 0.0  # of the step, 1 to 0
+    _since_s: float = 0.0
+    _num_seats: int = 1  # that computed when this part of the step began
+    _end: Event | None = None
+    _done: Callable[[], None] = field(default=lambda: None)
+
+
+class Host:
+    """`cores` 0: every seat has a device of its own and knows no others."""
+
+    def __init__(self, clock: Clock, cores: int, shared_stretch: float = 1.0) -> None:
+        """`shared_stretch`: of Way."""
+        self._clock, self._cores, self._shared_stretch = clock, cores, shared_stretch
+        self._seats: list[Seat] = []  # those that count as computing
+        self._all: list[Seat] = []
+
+    def seat(self, on_change: Callable[[], None]) -> Seat:
+        """A worker's place; `on_change`: others compute, or no longer."""
+        seat = Seat(on_change)
+        self._all.append(seat)
+        return seat
+
+    def compute(self, seat: Seat, cost: Cost, done: Callable[[], None]) -> None:
+        """Begin a step of `seat`, which has none; `done` is called at its end."""
+        assert not seat.is_computing
+        seat.is_computing, seat._cost, seat._done, seat._left = True, cost, done, 1.0
+        if seat.stale is not None:
+            seat.stale.cancel()
+            seat.stale = None
+        seat._since_s = self._clock.now_s
+        is_new = seat not in self._seats
+        if is_new:
+            self._seats.append(seat)
+        self._plan(seat)
+        if is_new:
+            self._share(seat)
+
+    def others_compute(self, seat: Seat) -> bool:
+        """Whether somebody else computes on the cores of `seat`, or did just now."""
+        return bool(self._cores) and any(other is not seat for other in self._seats)
+
+    def leave(self, seat: Seat) -> None:
+        """Its cores are the others' at once."""
+        if seat.stale is not None:
+            seat.stale.cancel()
+            self._drop(seat)
+
+    def _seconds(self, cost: Cost, num_seats: int) -> float:
+        """Of a whole step while so many compute."""
+        if not self._cores:
+            return cost.seconds(0.0)
+        return cost.seconds(self._cores / num_seats) * (self._shared_stretch if num_seats > 1 else 1.0)
+
+    def _plan(self, seat: Seat) -> None:
+        assert seat._cost is not None
+        seat._num_seats = len(self._seats)
+        seat._end = self._clock.after(seat._left * self._seconds(seat._cost, seat._num_seats), lambda: self._end(seat))
+
+    def _share(self, changed: Seat) -> None:
+        """Everybody else goes on with another number of threads."""
+        if not self._cores:
+            return
+        for seat in [seat for seat in self._seats if seat is not changed]:
+            if seat.is_computing and len(self._seats) != seat._num_seats:
+                assert seat._cost is not None and seat._end is not None
+                gone_s = self._clock.now_s - seat._since_s
+                seat.busy_s += gone_s
+                seat._left = max(0.0, seat._left - gone_s / self._seconds(seat._cost, seat._num_seats))
+                seat._since_s = self._clock.now_s
+                seat._end.cancel()
+                self._plan(seat)
+        for seat in self._all:
+            seat.on_change()
+
+    def _end(self, seat: Seat) -> None:
+        seat.busy_s += self._clock.now_s - seat._since_s
+        seat.is_computing, seat._cost, seat._end = False, None, None
+        seat.stale = self._clock.after(FRESH_S, lambda: self._drop(seat))
+        seat._done()
+
+    def _drop(self, seat: Seat) -> None:
+        seat.stale = None
+        self._seats.remove(seat)
+        self._share(seat)
