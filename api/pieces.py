@@ -35,6 +35,7 @@ class Pieces:
         added = tokenizer.get_added_tokens_decoder()
         self.added = {token_id: token.content for token_id, token in added.items()}
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_texts = frozenset(token.content for token in added.values() if token.special)
         self._tokenizer = tokenizer
         self._bytes: dict[tuple[int, bool], bytes] = {}
         self.inside: dict[int, str] = {}  # what an ordinary token adds inside a run, if that is whole characters

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import config, key, model, roles
+from cli.chat import chat
 from cli.doctor import doctor
 from cli.errors import fail
 from cli.health import health
@@ -18,7 +19,6 @@ app = typer.Typer(
     name="pdq",
     help="pdq: prefill and decode over queues. `pdq serve` runs a whole cluster on this machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -63,6 +63,7 @@ def plan(context: typer.Context) -> None:
 
 app.command()(serve)
 roles.register(app)
+app.command()(chat)
 app.command()(status)
 app.command()(health)
 app.command()(doctor)

@@ -9,6 +9,7 @@ import orjson
 
 from api.frames import OutputToken
 from api.openai.logprobs import CompletionLogprobs, Json, Listing, chat_logprobs, joined
+from api.openai.tool_calls import message_of
 from api.openai.usage import usage_of
 from api.services import Services
 from messages import GenerationRequest
@@ -68,8 +69,12 @@ def chat_body(requests: Requests, choices: Choices, services: Services) -> bytes
     for index, tokens in enumerate(choices):
         num_logprobs = requests[0].answer.num_logprobs
         logprobs = None if num_logprobs is None else chat_logprobs(tokens, num_logprobs, services.tokenizer.names)
-        message = {"role": "assistant", "content": "".join(token.text for token in tokens), "refusal": None}
-        reason = tokens[-1].finish_reason
+        tools = requests[0].answer.tools
+        reason: str | None = tokens[-1].finish_reason
+        if tools is None:
+            message: Json = {"role": "assistant", "content": "".join(token.text for token in tokens), "refusal": None}
+        else:
+            message, reason = message_of(tools, tokens, requests[0], index)
         rows.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
     head = head_of(requests, "chatcmpl", "chat.completion", services)
     return orjson.dumps({**head, "choices": rows, "usage": usage_of(requests, choices)})

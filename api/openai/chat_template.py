@@ -5,6 +5,7 @@ Where transformers writes them: chat_template.jinja, or tokenizer_config.json. K
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from api.model_facts import read_json
 from messages import ModelError
@@ -18,6 +19,19 @@ class ChatTemplate:
 
     source: str | None
     special_tokens: dict[str, str]
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether it writes the tools of a request itself."""
+        return self.source is not None and "tools" in self.source
+
+    @property
+    def tool_style(self) -> Literal["hermes", "llama3"] | None:
+        """How the model was taught to call tools; None where that is neither. One that knows no tools is told how."""
+        if self.source is None or "<tool_call>" in self.source or not self.has_tools:
+            return "hermes"
+        is_llama3 = "<|python_tag|>" in self.source or '"parameters": ' in self.source
+        return "llama3" if is_llama3 else None
 
 
 def find_chat_template(path: Path) -> ChatTemplate:

@@ -13,9 +13,11 @@ from api.errors import openai_error
 from api.frames import OutputToken
 from api.openai.bodies import head_of, prompt_text
 from api.openai.logprobs import CompletionLogprobs, Json, Listing, chat_logprobs
+from api.openai.tool_calls import delta_of, reason_of
+from api.openai.tool_parser import ToolParser
 from api.openai.usage import Usage
 from api.services import Services
-from messages import GenerationRequest
+from messages import GenerationRequest, ToolParams
 
 DONE = b"data: [DONE]\n\n"
 
@@ -59,6 +61,7 @@ class ChatChunks(Chunks):
 
     def __init__(self, requests: Sequence[GenerationRequest], services: Services) -> None:
         super().__init__(requests, head_of(requests, "chatcmpl", "chat.completion.chunk", services), services)
+        self._parsers: dict[int, ToolParser] = {}
 
     def token(self, token: OutputToken, choice: int) -> bytes:
         """See StreamFrames."""
@@ -66,15 +69,34 @@ class ChatChunks(Chunks):
         chunks = b""
         if token.index == 0:
             chunks = self._delta(choice, b'{"role":"assistant","content":""}')
+        reason: str | None = token.finish_reason
+        if self._answer.tools is None:
+            deltas = [b'{"content":%b}' % orjson.dumps(token.text)] if token.text else []
+        else:
+            deltas, reason = self._with_calls(self._answer.tools, token, choice)
         num_logprobs = self._answer.num_logprobs
+        logprobs = b"null"
         if num_logprobs is not None and token.token_id is not None:
             logprobs = orjson.dumps(chat_logprobs([token], num_logprobs, self._names))
-            chunks += self._delta(choice, b'{"content":%b}' % orjson.dumps(token.text), logprobs)
-        elif token.text:
-            chunks += self._delta(choice, b'{"content":%b}' % orjson.dumps(token.text))
-        if token.finish_reason is not None:
-            chunks += self._delta(choice, b"{}", reason=orjson.dumps(token.finish_reason)) + self.end(token)
+            deltas = deltas or [b'{"content":""}']
+        for delta in deltas:
+            chunks += self._delta(choice, delta, logprobs)
+            logprobs = b"null"
+        if reason is not None:
+            chunks += self._delta(choice, b"{}", reason=orjson.dumps(reason)) + self.end(token)
         return chunks
+
+    def _with_calls(self, tools: ToolParams, token: OutputToken, choice: int) -> tuple[list[bytes], str | None]:
+        """(deltas, finish_reason) of a token where tools may be called."""
+        if choice not in self._parsers:
+            self._parsers[choice] = ToolParser(tools)
+        parser = self._parsers[choice]
+        deltas = parser.feed(token.text)
+        if token.finish_reason is not None:
+            deltas += parser.end()
+        (request,) = self._requests
+        told = [orjson.dumps(delta_of(delta, request, choice)) for delta in deltas]
+        return told, reason_of(token.finish_reason, parser)
 
     def _delta(self, choice: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null") -> bytes:
         return self.chunk(

@@ -5,10 +5,13 @@ template as it is.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import orjson
 
 from api.errors import BadField
 from api.openai.fields import Fields, flag, mapping
+from api.openai.tools import Tool, read_tools
 
 Message = Mapping[str, object]
 
@@ -29,6 +32,7 @@ class Conversation:
     add_generation_prompt: bool
     continue_final_message: bool
     variables: Fields  # the client's own, for the template
+    tools: list[Tool] = field(default_factory=list)
 
 
 def read_conversation(body: Fields) -> Conversation:
@@ -47,7 +51,8 @@ def read_conversation(body: Fields) -> Conversation:
     messages = [_message(message, place) for place, message in enumerate(given)]
     if continues and not isinstance(messages[-1].get("content"), str):
         raise BadField("continue_final_message needs a last message with content", "continue_final_message")
-    return Conversation(messages, prompts, continues, variables)
+    tools = read_tools(body)
+    return Conversation(messages, prompts, continues, variables, [] if tools is None else tools.given)
 
 
 def _message(message: object, place: int) -> dict[str, object]:
@@ -64,7 +69,22 @@ def _message(message: object, place: int) -> dict[str, object]:
         raise BadField(f"{name}.content must be a string or a list of parts, got {type(content).__name__}", name)
     # A key without a value confuses templates, which ask whether it is there.
     rest = {key: value for key, value in message.items() if value is not None and key != "content"}
+    if isinstance(calls := rest.get("tool_calls"), list):
+        rest["tool_calls"] = [_call(call, name) for call in calls]
     return rest if content is None else rest | {"content": content}
+
+
+def _call(call: object, name: str) -> object:
+    """A call of the past. Its arguments are the text of an object; templates want the object."""
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        raise BadField(f"{name}.tool_calls must be a list of calls of functions", name)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = orjson.loads(arguments or "{}")
+        except orjson.JSONDecodeError:
+            pass  # a model wrote them, and is to see what it wrote
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _text(part: object, name: str) -> str:

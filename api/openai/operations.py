@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from api.openai.parameters import COMPLETION_TOKENS
+from api.openai.tools import MAX_TOOLS
 from api.parameters import MAX_SEED
 from settings import ApiSettings
 
@@ -33,6 +34,28 @@ _MESSAGES: Json = {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": {"anyOf": [_TEXT, {"type": "array", "items": _PART}]},
         },
+    },
+}
+_FUNCTION: Json = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+        "description": _TEXT,
+        "parameters": {"type": "object"},
+    },
+}
+_TOOL: Json = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+}
+_NAMED_TOOL: Json = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": ["name"], "properties": {"name": _TEXT}},
     },
 }
 _STATUSES = {
@@ -79,6 +102,9 @@ def openai_operations(limits: ApiSettings, terms: Sequence[Json]) -> dict[str, d
         "add_generation_prompt": _FLAG,
         "continue_final_message": _FLAG,
         "chat_template_kwargs": {"type": "object"},
+        "tools": {"type": "array", "maxItems": MAX_TOOLS, "items": _TOOL},
+        "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED_TOOL]},
+        "parallel_tool_calls": _FLAG,
         **_common(limits),
     }
     tokenize = {"prompt": _TEXT, "messages": _MESSAGES, "add_special_tokens": _FLAG, "return_token_strs": _FLAG}
@@ -128,6 +154,11 @@ def _common(limits: ApiSettings) -> Json:
             "additionalProperties": {"type": "number"},
         },
         "skip_special_tokens": _FLAG,
+        "response_format": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {"type": "object"}},
+        },
     }
 
 

@@ -13,10 +13,13 @@ from msgspec import structs
 from api.admission import Wanted
 from api.answers import CHAT, CHAT_STREAM, COMPLETIONS, COMPLETIONS_STREAM
 from api.errors import BadField
+from api.guided import EXTENSIONS, grammar_of_body
 from api.model_facts import GenerationDefaults
 from api.openai.fields import Fields, flag, integer, mapping, number
+from api.openai.tool_grammar import tool_grammar
+from api.openai.tools import Style, read_tools
 from api.parameters import GREEDY_TEMPERATURE, MAX_SEED, to_logit_bias
-from messages import AnswerParams, InvalidRequest, OutputParams, SamplingParams
+from messages import AnswerParams, Grammar, InvalidRequest, OutputParams, SamplingParams
 from settings import ApiSettings
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat's is what there is room for
@@ -30,6 +33,8 @@ class Reading:
     limits: ApiSettings
     vocab_size: int
     draw_seed: Callable[[], int]
+    tool_style: Style | None = "hermes"  # how the model writes tool calls; None: in a way that is not known here
+    has_special_tags: bool = False  # whether that has special tokens, which are not shown else
 
 
 def completion_wanted(body: Fields, reading: Reading) -> Wanted:
@@ -72,9 +77,28 @@ def chat_wanted(body: Fields, reading: Reading) -> Wanted:
     answer = structs.replace(
         _answer(body, is_stream), route=CHAT_STREAM if is_stream else CHAT, num_logprobs=num_logprobs
     )
+    output = _output(body, limits)
+    tools = read_tools(body)
+    if tools is not None:
+        if reading.tool_style is None and not tools.is_required:
+            raise BadField(
+                "this model writes tool calls in a form that is not known here: tool_choice may be none, required or "
+                "a name; PDQ_API__TOOL_STYLE says another form",
+                "tools",
+            )
+        style = reading.tool_style or "hermes"
+        sampling = structs.replace(
+            sampling, grammar=tool_grammar(tools, style, sampling.grammar, limits.max_grammar_bytes)
+        )
+        answer = structs.replace(answer, tools=tools.params(style))
+        output = structs.replace(
+            output,
+            skip_special_tokens=output.skip_special_tokens and not reading.has_special_tags,
+            add_spaces_between_special_tokens=False,
+        )
     n = integer(body, "n", 1, 1, limits.max_best_of)
     special = flag(body, "add_special_tokens")
-    return Wanted(sampling, _output(body, limits), answer, n, special, fills_context=fills_context)
+    return Wanted(sampling, output, answer, n, special, fills_context=fills_context)
 
 
 def _sampling(body: Fields, reading: Reading, max_tokens: int, num_logprobs: int | None) -> SamplingParams:
@@ -115,7 +139,17 @@ def _sampling(body: Fields, reading: Reading, max_tokens: int, num_logprobs: int
         logit_bias=logit_bias,
         min_p=min_p,
         num_top_logprobs=num_logprobs or 0,
+        grammar=_grammar(body, limits),
     )
+
+
+def _grammar(body: Fields, limits: ApiSettings) -> Grammar | None:
+    """What the output has to fit."""
+    try:
+        return grammar_of_body(body, limits.max_grammar_bytes)
+    except InvalidRequest as error:
+        named = [name for name in (*EXTENSIONS, "structured_outputs") if body.get(name) is not None]
+        raise BadField(str(error), named[0] if named else "response_format") from None
 
 
 def _output(body: Fields, limits: ApiSettings) -> OutputParams:

@@ -16,6 +16,7 @@ from msgspec import to_builtins
 from api.errors import BadField
 from api.openai.chat_template import ChatTemplate
 from api.openai.conversation import Conversation
+from api.openai.tool_words import with_tools_in_words
 from messages import WorkerFailed
 from telemetry import get_logger
 
@@ -42,7 +43,10 @@ class ChatRenderer:
         messages = conversation.messages
         if "developer" not in source:  # OpenAI's newer name of the system's role
             messages = [one | {"role": "system"} if one["role"] == "developer" else one for one in messages]
-        asked = orjson.dumps(to_builtins(replace(conversation, messages=messages)))
+        tools = conversation.tools
+        if not self.template.has_tools:
+            messages, tools = with_tools_in_words(messages, tools), []
+        asked = orjson.dumps(to_builtins(replace(conversation, messages=messages, tools=tools)))
         async with self._turn:
             is_answered = False
             try:

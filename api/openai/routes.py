@@ -17,6 +17,7 @@ from api.openai.conversation import read_conversation
 from api.openai.fields import flag
 from api.openai.parameters import Reading, chat_wanted, completion_wanted
 from api.openai.prompts import read_prompts
+from api.openai.tool_parser import OPENINGS
 from api.openai.unsupported import check_supported
 from api.resuming import SSE_IDS, wants_ids
 from api.services import Services, services_of
@@ -41,7 +42,7 @@ async def completions(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """The next message of a conversation."""
     services = services_of(request)
-    body = await _body(request, services)
+    body = await _body(request, services, is_chat=True)
     wanted = chat_wanted(body, _reading(services))
     prompt = await services.chat.render(read_conversation(body))
     return await _answer(request, services, [prompt], wanted)
@@ -65,7 +66,7 @@ async def model(request: Request, model: str) -> Response:
 async def tokenize_text(request: Request) -> Response:
     """The ids of a prompt, or of a conversation as the template writes it."""
     services = services_of(request)
-    body = await _body(request, services)
+    body = await _body(request, services, is_chat=True)
     is_chat = body.get("messages") is not None
     text = await services.chat.render(read_conversation(body)) if is_chat else body.get("prompt")
     if not isinstance(text, str):
@@ -110,7 +111,7 @@ async def _answer(request: Request, services: Services, prompts: list[object], w
     return EventStream(generations, services, with_ids=with_ids, keep_alive_s=services.settings.api.keep_alive_s)
 
 
-async def _body(request: Request, services: Services) -> Body:
+async def _body(request: Request, services: Services, *, is_chat: bool = False) -> Body:
     """The JSON object of the body, if all of it can be honoured. Raises BadField, UnknownModel, as `read_body`."""
     body = await read_body(request, services.settings.api.max_body_bytes)
     name = body.get("model")
@@ -118,7 +119,7 @@ async def _body(request: Request, services: Services) -> Body:
         raise BadField(f"model must be a string, got {type(name).__name__}", "model")
     if name:
         _check_model(name, services)
-    check_supported(body)
+    check_supported(body, is_chat=is_chat)
     return body
 
 
@@ -128,7 +129,10 @@ def _check_model(name: str, services: Services) -> None:
 
 
 def _reading(services: Services) -> Reading:
-    return Reading(services.facts.defaults, services.settings.api, services.facts.vocab_size, draw_seed)
+    limits, pieces = services.settings.api, services.tokenizer.pieces
+    style = services.chat.template.tool_style if limits.tool_style == "auto" else limits.tool_style
+    has_special_tags = style == "hermes" and OPENINGS[style] in pieces.special_texts
+    return Reading(services.facts.defaults, limits, services.facts.vocab_size, draw_seed, style, has_special_tags)
 
 
 async def _model(services: Services) -> dict[str, object]:

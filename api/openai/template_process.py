@@ -52,6 +52,7 @@ def main() -> None:
         try:
             (text,), _ = render_jinja_template(
                 [asked["messages"]],
+                tools=asked["tools"] or None,
                 chat_template=source,
                 add_generation_prompt=asked["add_generation_prompt"],
                 continue_final_message=asked["continue_final_message"],

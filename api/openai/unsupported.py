@@ -1,8 +1,6 @@
 """What of OpenAI's API, and of other servers' additions to it, is not there: refused, for it would change the answer.
 
-The one place where it is told. Who builds the shape of an answer (`response_format`) takes its names out of here and
-makes of them what `parameters.py` puts into SamplingParams; who builds tools gives them to the template by way of
-`conversation.py` and reads them out of the text in `chunks.py` and `bodies.py`. What is in no list and not read either
+The one place where it is told. What is in no list and not read either
 (`user`, `metadata`, `store`, `service_tier`...) changes no answer and is ignored. Pure.
 """
 
@@ -10,9 +8,10 @@ from collections.abc import Mapping
 
 from api.errors import BadField
 
-TOOLS = ("tools", "functions", "function_call")
-SHAPES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+TOOLS = ("tools", "tool_choice")  # of chats only
 OTHERS = (
+    "functions",
+    "function_call",
     "suffix",
     "audio",
     "web_search_options",
@@ -25,18 +24,15 @@ OTHERS = (
     "chat_template",
     "documents",
 )
-NEUTRAL_TOOL_CHOICES = (None, "none", "auto")
-NEUTRAL_FORMATS = (None, {"type": "text"})
 
 
-def check_supported(body: Mapping[str, object]) -> None:
+def check_supported(body: Mapping[str, object], *, is_chat: bool) -> None:
     """Raises BadField for the first field that cannot be honoured."""
-    for name in (*TOOLS, *SHAPES, *OTHERS):
+    for name in OTHERS:
         if body.get(name):
             raise BadField(f"{name} is not supported yet", name)
-    if body.get("tool_choice") not in NEUTRAL_TOOL_CHOICES:
-        raise BadField("tool_choice is not supported yet", "tool_choice")
-    if body.get("response_format") not in NEUTRAL_FORMATS:
-        raise BadField('response_format is not supported yet, but for {"type": "text"}', "response_format")
+    for name in () if is_chat else TOOLS:
+        if body.get(name) not in (None, [], "none", "auto"):
+            raise BadField(f"{name} is for /v1/chat/completions", name)
     if body.get("modalities") not in (None, ["text"]):
         raise BadField('modalities are not supported, but for ["text"]', "modalities")

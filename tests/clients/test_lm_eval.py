@@ -1,17 +1,15 @@
-"""lm-eval's `local-completions` on a task of our own, tokens and all over HTTP. `make test-clients` installs it, in an
-environment of its own: it brings sixty packages along."""
+"""lm-eval's `local-completions` on a task of our own, tokens and all over HTTP."""
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.clients.environment import client_program, needs_client
 from tests.end_to_end.cluster import Cluster
 
-LM_EVAL = os.environ.get("LM_EVAL", "lm_eval")
 QUESTIONS = [
     ("The capital of France is", [" Paris", " banana", " seven"], 0),
     ("Two plus two is", [" purple", " four", " Norway"], 1),
@@ -33,7 +31,7 @@ metric_list: [{{metric: acc}}]
 
 
 @pytest.mark.clients
-@pytest.mark.skipif(shutil.which(LM_EVAL) is None, reason="make test-clients installs lm-eval")
+@needs_client("lm-eval")
 def test_a_multiple_choice_task_is_scored(demo: Cluster, tmp_path: Path) -> None:
     data = tmp_path / "facts.jsonl"
     rows = [{"question": one, "choices": choices, "answer": answer} for one, choices, answer in QUESTIONS]
@@ -42,7 +40,15 @@ def test_a_multiple_choice_task_is_scored(demo: Cluster, tmp_path: Path) -> None
     arguments = f"base_url={demo.url}/v1/completions,tokenizer_backend=remote,tokenized_requests=True,max_length=2048"
     subprocess.run(
         [
-            *(LM_EVAL, "--model", "local-completions", "--model_args", arguments, "--batch_size", "4"),
+            *(
+                client_program("lm-eval", "lm_eval"),
+                "--model",
+                "local-completions",
+                "--model_args",
+                arguments,
+                "--batch_size",
+                "4",
+            ),
             *("--include_path", str(tmp_path), "--tasks", "facts", "--output_path", str(tmp_path / "out")),
         ],
         env=os.environ | {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},

@@ -1,7 +1,9 @@
 """OpenAI's own client against a cluster of ours: what it sends is understood, what we send it can read."""
 
+import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -10,6 +12,16 @@ from tests.end_to_end.cluster import Cluster
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 PROMPT = "What is AI?"
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Berlin"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": CITY},
+}
 GREETING = " AI refers to machines that can perform tasks that typically require human intelligence"
 
 
@@ -131,12 +143,14 @@ def test_the_clients_errors_are_the_right_ones(client: openai.OpenAI, model: str
     with pytest.raises(openai.BadRequestError, match="temperature must be in") as refused:
         client.completions.create(model=model, prompt=PROMPT, temperature=-1)
     assert refused.value.param == "temperature" and refused.value.type == "invalid_request_error"
-    with pytest.raises(openai.BadRequestError, match="tools is not supported") as refused:
+    with pytest.raises(openai.BadRequestError, match="which is no tool of this request") as refused:
         client.chat.completions.create(
             model=model,
             messages=FRANCE,
-            tools=[{"type": "function", "function": {"name": "f"}}],
+            tools=[WEATHER],
+            tool_choice={"type": "function", "function": {"name": "clock"}},
         )
+    assert refused.value.param == "tool_choice"
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.completions.create(model="gpt-9", prompt=PROMPT)
     with pytest.raises(openai.BadRequestError, match="max_new_tokens"):
@@ -161,3 +175,39 @@ def test_a_message_is_continued(client: openai.OpenAI, model: str) -> None:
         extra_body={"continue_final_message": True},
     )
     assert answer.choices[0].message.content == " France is Paris."
+
+
+def test_a_required_tool_is_called_and_its_result_is_read(client: openai.OpenAI, model: str) -> None:
+    asked: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
+    wanted: dict[str, Any] = {"model": model, "tools": [WEATHER], "temperature": 0, "max_tokens": 60}
+    answer = client.chat.completions.create(
+        messages=asked, tool_choice="required", parallel_tool_calls=False, **wanted
+    ).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    (call,) = answer.message.tool_calls or []
+    assert call.type == "function" and call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Berlin")
+    # The client's own accumulation of a stream comes to the same.
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    with client.chat.completions.stream(messages=asked, tool_choice=named, **wanted) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0]
+    (streamed,) = final.message.tool_calls or []
+    assert streamed.function.arguments == call.function.arguments and streamed.id != call.id
+    assert kinds.count("tool_calls.function.arguments.delta") > 2  # as they are written
+    assert final.finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "It rains."}
+    told = client.chat.completions.create(messages=[*asked, answer.message, result], **wanted)
+    assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_the_output_has_the_form_that_is_asked_for(client: openai.OpenAI, model: str) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
+    chat = client.chat.completions.create(
+        model=model, messages=FRANCE, temperature=0, max_tokens=40, response_format=form
+    ).choices[0]
+    assert chat.finish_reason == "stop" and json.loads(chat.message.content or "") == {"city": "Paris"}
+    completion = client.completions.create(
+        model=model, prompt="A city as JSON: ", temperature=0, max_tokens=40, extra_body={"response_format": form}
+    ).choices[0]
+    assert list(json.loads(completion.text)) == ["city"]

@@ -1,5 +1,6 @@
 """OpenAI's fields -> our parameters; and what is refused, by the name of its field."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from api.model_facts import GenerationDefaults
 from api.openai.parameters import Reading, chat_wanted, completion_wanted
 from api.openai.prompts import read_prompts
 from api.openai.unsupported import check_supported
-from messages import OutputParams
+from messages import Grammar, OutputParams
 from settings import ApiSettings
 
 LIMITS = ApiSettings()
@@ -145,11 +146,7 @@ def test_top_logprobs_need_logprobs() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"tools": [{"type": "function"}]},
         {"functions": [{}]},
-        {"tool_choice": "required"},
-        {"response_format": {"type": "json_object"}},
-        {"structured_outputs": {"regex": "a"}},
         {"suffix": "x"},
         {"modalities": ["audio"]},
         {"use_beam_search": True},
@@ -159,8 +156,27 @@ def test_top_logprobs_need_logprobs() -> None:
 )
 def test_what_would_change_the_answer_and_is_not_there_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(BadField) as refused:
-        check_supported(body)
+        check_supported(body, is_chat=True)
     assert refused.value.param == next(iter(body))
+
+
+@pytest.mark.parametrize("body", [{"tools": [{"type": "function"}]}, {"tool_choice": "required"}])
+def test_tools_are_for_chats(body: dict[str, Any]) -> None:
+    check_supported(body, is_chat=True)
+    with pytest.raises(BadField, match="is for /v1/chat/completions"):
+        check_supported(body, is_chat=False)
+
+
+@pytest.mark.parametrize("wanted", [completion, chat])
+def test_the_form_of_the_output_is_a_grammar(wanted: Callable[..., Wanted]) -> None:
+    assert wanted().sampling.grammar is None
+    assert wanted(response_format={"type": "text"}).sampling.grammar is None
+    assert wanted(response_format={"type": "json_object"}).sampling.grammar == Grammar("json_object")
+    assert wanted(structured_outputs={"regex": "a+"}).sampling.grammar == Grammar("regex", "a+")
+    for name, body in (("response_format", {"type": "yaml"}), ("guided_regex", 5)):
+        with pytest.raises(BadField, match=name) as refused:
+            wanted(**{name: body})
+        assert refused.value.param == name
 
 
 def test_what_changes_nothing_is_ignored() -> None:
@@ -177,7 +193,8 @@ def test_what_changes_nothing_is_ignored() -> None:
             "modalities": ["text"],
             "suffix": None,
             "whatever": 1,
-        }
+        },
+        is_chat=False,
     )
 
 

@@ -69,6 +69,7 @@ def test_text_to_ids_and_back(chatty: Settings) -> None:
     [
         (400, "temperature", {"temperature": 3e38 * 10}),
         (400, "tools", {"tools": [{}]}),
+        (400, "response_format", {"response_format": {"type": "yaml"}}),
         (400, None, {"max_tokens": 5000}),
         (404, "model", {"model": "gpt-9"}),
         (400, "model", {"model": 5}),
