@@ -354,6 +354,17 @@ class Release(msgspec.Struct, frozen=True, array_like=True):
     transfer_id: str
 
 
+class FinishedPhase(msgspec.Struct, frozen=True, array_like=True):
+    """A part of one sequence's life that a worker has just seen end. Nothing of its text."""
+
+    number: int  # counted from 1 by the worker; a reader takes each once
+    request_id: str
+    choice: int
+    name: str  # as its span is named: queue prefill, prefill, offer, queue decode, kv_pull, decode, reclaimed...
+    ended_ms: int  # Unix time, by the worker's host
+    took_ms: float
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     """A worker's heartbeat."""
 
@@ -379,6 +390,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     sequence_s: float = 0.0  # seconds that a sequence is expected to stay in a decode worker's batch; 0: not known
     prefilled_tokens: int = 0  # prompt tokens that it has computed since its start
     counters: dict[str, int] = {}  # what else it has counted since its start, by its name in /metrics
+    phases: tuple[FinishedPhase, ...] = ()  # what ended of late: a few seconds' worth, and no more than some dozens
 
 
 Job = PrefillJob | DecodeJob

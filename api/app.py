@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api import errors, lightllm_routes, request_routes, status_routes
+from api import errors, lightllm_routes, page_routes, request_routes, status_routes
 from api.head_bound import HeadBound
 from api.key_gate import KeyGate
 from api.openai import routes as openai_routes
@@ -37,5 +37,6 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(openai_routes.router)
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
+    app.include_router(page_routes.router)
     app.openapi = cache(partial(described, app.openapi, services.settings.api))  # type: ignore[method-assign]
     return app

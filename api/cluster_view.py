@@ -77,13 +77,15 @@ class ClusterView:
         """The role of `roles` that has been without a ready worker for longest, and for how many seconds."""
         return max(((role, self.absent_s(role)) for role in roles), key=lambda pair: pair[1])
 
-    async def watch(self) -> None:
-        """Keep `absent_s` true, for ever. While Redis is away nobody is seen."""
+    async def watch(self, on_look: Callable[[Sequence[WorkerStatus] | None], None] = lambda workers: None) -> None:
+        """Keep `absent_s` true, for ever. While Redis is away nobody is seen. `on_look` is told each time who was; None
+        while Redis is away."""
         while True:
             try:
-                await self.workers()
+                on_look(await self.workers())
             except RedisError as error:
                 log.warning("registry_unreadable", reason=type(error).__name__)
+                on_look(None)
             await asyncio.sleep(WATCH_EVERY_S)
 
     def _note(self, workers: Sequence[WorkerStatus]) -> None:

@@ -16,6 +16,7 @@ from api.key_lease import KeyLease
 from api.services import Services
 
 OPEN_PATHS = frozenset({"/health", "/healthz", "/ping", "/liveness", "/readiness"})
+PAGE_PREFIX = "/page/"  # its files; like the page itself they are the same for everybody and say nothing of the cluster
 CLIENT_PATHS = frozenset(
     {
         *("/", "/generate", "/generate_stream", "/get_score", "/tokens", "/get_model_name"),
@@ -25,7 +26,9 @@ CLIENT_PATHS = frozenset(
 # What counts in no limit: about a request that runs already, or it could not be cancelled; and what costs nothing.
 CLIENT_PREFIXES = ("/requests/", "/v1/models/")
 UNCOUNTED_PATHS = frozenset({"/v1/models", "/tokenizer_info", "/version"})
-MONITOR_PATHS = frozenset({"/metrics", "/token_load", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+MONITOR_PATHS = frozenset(
+    {"/metrics", "/token_load", "/cluster", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+)
 
 NO_KEY = "this server asks for an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
 WRONG_KEY = "the API key is not known or no longer valid"
@@ -39,6 +42,11 @@ def scopes_for(path: str) -> frozenset[KeyScope]:
     if bare in MONITOR_PATHS:
         return frozenset({KeyScope.MONITOR, KeyScope.ADMIN})
     return frozenset({KeyScope.ADMIN})
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether nobody is asked for a key. Where a key can be typed in is open, or none could be."""
+    return path in OPEN_PATHS or (method in ("GET", "HEAD") and (path == "/" or path.startswith(PAGE_PREFIX)))
 
 
 def is_counted(path: str) -> bool:
@@ -58,8 +66,8 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class KeyGate:
-    """Middleware: puts the key's id into `scope["pdq.owner"]` ("" where no keys are asked for), its lease into
-    `scope["pdq.lease"]` where it has limits, or answers 401, 403 or 429."""
+    """Middleware: puts the key's id into `scope["pdq.owner"]` ("" where no keys are asked for), its scope into
+    `scope["pdq.scope"]`, its lease into `scope["pdq.lease"]` where it has limits, or answers 401, 403 or 429."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
@@ -71,7 +79,7 @@ class KeyGate:
             await self._app(scope, receive, send)
             return
         scope["pdq.owner"] = ""
-        if ring is None or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+        if ring is None or (scope["type"] == "http" and is_open(scope["method"], scope["path"])):
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":  # there are no websockets; should there be, they must come through here
@@ -89,7 +97,7 @@ class KeyGate:
             answer = message_response(path, 403, f"this asks for an API key of scope {' or '.join(sorted(scopes))}")
             await answer(scope, receive, send)
             return
-        scope["pdq.owner"] = key.id
+        scope["pdq.owner"], scope["pdq.scope"] = key.id, key.scope
         limits = ring.limits_of(key)
         if not (is_counted(path) and limits.is_any):
             await self._app(scope, receive, send)

@@ -9,6 +9,7 @@ import time
 import msgspec
 
 from api.meters import ApiMeters
+from api.timelines import Timeline
 from broker.deadline import now_ms
 from messages import GenerationRequest, RequestError
 from observability.tracing import OpenSpan, Tracing
@@ -30,7 +31,7 @@ class Measurement:
         self._num_tokens = dict.fromkeys(range(request.n), 0)
         self._reasons: dict[int, str] = {}
         self._first_token_s = 0.0
-        self._is_created = False
+        self._timeline: Timeline | None = None  # from its creation on
         self._tracing, self._span = tracing, self._begin_span(tracing, request)
         trace = self._span.traceparent if self._span is not None else ""
         self.request = msgspec.structs.replace(request, trace=trace)
@@ -38,16 +39,20 @@ class Measurement:
     def created(self, request: GenerationRequest) -> None:
         """It is on the queue, as `request`: its id may be another now."""
         self.request = request
-        self._is_created = True
+        num_tokens = len(request.prompt_token_ids)
+        self._timeline = self._meters.timelines.begin(request.request_id, request.created_ms, num_tokens)
         self._meters.admission.observe(time.monotonic() - self._arrived_s)
-        self._meters.prompt_tokens.observe(len(request.prompt_token_ids))
+        self._meters.prompt_tokens.observe(num_tokens)
 
     def came(self, choice: int, num_tokens: int, came_s: float) -> None:
         """So many tokens of a choice came together, at `came_s` (time.monotonic())."""
         before_s = self._came_s.get(choice)
         if before_s is None:
             self._meters.first_token.observe(came_s - self._arrived_s)
-            self._first_token_s = self._first_token_s or came_s - self._arrived_s
+            if not self._first_token_s:
+                self._first_token_s = came_s - self._arrived_s
+                if self._timeline is not None:
+                    self._timeline.first_token_ms = self._timeline.created_ms + round(self._first_token_s * 1000)
         else:
             self._meters.inter_token.observe(came_s - before_s)
         if num_tokens > 1:
@@ -77,13 +82,16 @@ class Measurement:
 
     def closed(self, unended_as: str) -> None:
         """Its reader is gone; what has not ended did so `unended_as`."""
-        if not self._is_created:  # or nobody knows whether
+        if self._timeline is None:  # or nobody knows whether
             self.refused(RequestError())
             return
         for choice in range(self.request.n):
             self.ended(choice, unended_as)
         reasons = [self._reasons[choice] for choice in range(self.request.n)]
         took_s = time.monotonic() - self._arrived_s
+        timeline = self._timeline
+        timeline.ended_ms = timeline.created_ms + round(took_s * 1000)
+        timeline.finish_reason, timeline.output_tokens = ",".join(reasons), sum(self._num_tokens.values())
         log.info(
             "request_ended",
             request_id=self.request.request_id,

@@ -6,6 +6,7 @@ meanings are the catalogue's.
 
 from collections import Counter
 
+from api.timelines import Timelines
 from observability.catalogue import (
     ADMISSION,
     FIRST_TOKEN,
@@ -31,6 +32,7 @@ class ApiMeters:
         self.output_tokens = Histogram(OUTPUT_TOKENS)
         self.ended: Counter[str] = Counter()  # sequences, by finish_reason
         self.responses: Counter[tuple[str, str]] = Counter()  # by (path of the route, status)
+        self.timelines = Timelines()
 
     @property
     def num_tokens(self) -> int:

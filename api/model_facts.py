@@ -58,7 +58,7 @@ class ModelFacts:
             path=path,
             name=settings.name or path.resolve().name,
             vocab_size=config["vocab_size"],
-            max_position_embeddings=int(config.get("max_position_embeddings") or 0),
+            max_position_embeddings=_max_positions(config),
             eos_token_ids=_eos_token_ids(generation, config),
             is_reward=_is_reward(config),
             defaults=_generation_defaults(generation),
@@ -74,6 +74,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: not a JSON object")
     return content
+
+
+def _max_positions(config: dict[str, Any]) -> int:
+    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("short_factor") == rope.get("long_factor"):
+        return positions
+    # longrope with two sets of factors: the workers serve the lengths of the first.
+    first = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or 0
+    return min(positions, int(first)) if first else positions
 
 
 def _eos_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:

@@ -99,6 +99,7 @@ def _operations(limits: ApiSettings) -> dict[str, dict[str, Json]]:
         "/requests/{request_id}/stream": {"get": _stream(_LAST_EVENT_ID, _AFTER, errors=request_id)},
         "/get_model_name": {"get": model_name, "post": model_name},
         "/token_load": {"get": _operation(200, _LOAD)},
+        "/cluster": {"get": _operation(200, _CLUSTER)},
         "/metrics": {"get": _text("text/plain", "Prometheus' text format.")},
         "/health": {"get": health, "head": health},
         "/healthz": {"get": health},
@@ -243,6 +244,18 @@ _LOAD = _object(
         name: {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}
         for name in ("current_load", "logical_max_load", "dynamic_max_load")
     }
+)
+_LIST: Json = {"type": "array", "items": {"type": "object"}}
+_CLUSTER = _object(
+    now_ms=_COUNT,
+    api_id={"type": "string"},
+    model={"type": "string"},
+    num_followed=_COUNT,
+    workers=_LIST,
+    queues=_LIST,
+    curves={"type": "object"},
+    timelines=_LIST,
+    incidents=_LIST,
 )
 _VIEW = _object(
     request_id={"type": "string"},

@@ -19,6 +19,7 @@ from api.cluster_view import ClusterView
 from api.gate import Gate
 from api.grammar_check import GrammarCheck
 from api.key_ring import KeyRing, open_key_ring
+from api.lookout import Lookout
 from api.meters import ApiMeters
 from api.model_facts import ModelFacts
 from api.openai.chat_template import find_chat_template
@@ -49,6 +50,7 @@ class Services:
     stopping: asyncio.Event  # the process ends soon, and nothing new should be sent to it
     chat: ChatRenderer
     started_s: int  # Unix time
+    lookout: Lookout
     key_ring: KeyRing | None = None  # None: no keys are asked for
     tracing: Tracing | None = None  # None: nothing is traced
     meters: ApiMeters = field(default_factory=ApiMeters)
@@ -68,7 +70,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         gate = Gate(broker.requests, view, settings.queue)
         background = Background()
         chat = ChatRenderer(find_chat_template(facts.path), settings.api.template_timeout_s)
-        async with running(relay.run(), view.watch()):
+        meters = ApiMeters()
+        lookout = Lookout(broker, meters)
+        async with running(relay.run(), view.watch(lookout.look), lookout.sample()):
             try:
                 yield Services(
                     settings,
@@ -85,8 +89,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     asyncio.Event(),
                     chat,
                     int(time.time()),
+                    lookout,
                     key_ring,
                     tracing,
+                    meters,
                 )
             finally:
                 await chat.close()

@@ -132,7 +132,9 @@ class Intake(Generic[JobT]):
 
     def _note_wait(self, claim: Claim[JobT]) -> None:
         """A reclaimed job was with a worker most of the time: that is no wait."""
-        if claim.entry.deliveries == 1 and claim.taken.taken_ms:
+        if claim.entry.deliveries > 1:
+            self.meters.span("reclaimed", 0.0, claim.taken.request, choice=claim.taken.choice)
+        elif claim.taken.taken_ms:
             queue = self.meters.queues[claim.entry.queue]
             name = f"queue {claim.entry.queue}"
             self.meters.phase(queue, claim.waited_s, name, claim.taken.request, choice=claim.taken.choice)

@@ -85,4 +85,5 @@ class StatusBoard:
             sequence_s=self.sequence_s,
             prefilled_tokens=self.prefilled_tokens,
             counters=dict(self.meters.counts),
+            phases=self.meters.recent_phases(),
         )

@@ -250,6 +250,7 @@ class DecodeWorker:
         if refused:
             self.meters.count(FENCED, len(refused))
         for one in refused:
+            self.note_departure(one, "lost")
             await self.intake.lost(one.claim)
         ended = [output.one for output, ok in zip(outputs, accepted, strict=True) if ok and output.is_last]
         if ended:
@@ -317,10 +318,11 @@ class DecodeWorker:
         self.batch.cancelled.difference_update(one.claim.key for one in lost)  # the rest may be on its way here
         self.retire(leaving)
         for one in leaving:
+            self.note_departure(one, "lost" if one in lost else "expired")
             await (self.intake.lost(one.claim) if one in lost else self.intake.expire(one.claim))
 
     def note_departure(self, one: Running, why: str) -> None:
-        """It goes on elsewhere."""
+        """It goes on elsewhere, or was ended from elsewhere."""
         facts: dict[str, str | int] = {"left": why, "choice": one.claim.job.choice}
         facts["tokens"] = one.sequence.num_output_tokens
         self.meters.span("decode", time.perf_counter() - one.since_s, one.claim.taken.request, **facts)

@@ -16,7 +16,8 @@ from engine.decode_buckets import bucket_of, buckets
 from engine.decode_inputs import DecodeInputs
 from engine.decode_rows import DecodeRows
 from engine.kv_pool import KVPool
-from engine.model import DecodeMeta, Model
+from engine.model import DecodeMeta
+from engine.served_model import ServedModel
 
 
 class GraphBackend(Protocol):
@@ -38,7 +39,7 @@ class DecodeGraphs:
     @torch.inference_mode()
     def __init__(
         self,
-        model: Model,
+        model: ServedModel,
         pool: KVPool,
         max_running: int,
         max_tokens: int,

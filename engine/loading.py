@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -11,19 +12,22 @@ from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.grammars import Grammars
 from engine.kv_pool import KVLayout, KVPool
-from engine.model import Model
 from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
 from engine.packed_weights import PackedWeights
 from engine.pool_size import num_blocks_of
 from engine.ranks import Ranks
+from engine.served_model import ServedModel
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
 from kernels import cpu_build
 from kernels.cores import open_ledger, use_cores
 from kernels.panels import Kind
-from messages import DeviceError, Role
+from messages import ConfigError, DeviceError, Role
 from settings import Settings
+from telemetry import get_logger
+
+log = get_logger()
 
 KINDS = {"int8": Kind.INT8, "int4": Kind.INT4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LoadedModel:
     """A model and the pool that it wants."""
 
-    model: Model
+    model: ServedModel
     layout: KVLayout  # of this process's pool
     num_blocks: int
     ranks: Ranks | None = None  # the other parts of the model, where it is cut
@@ -70,7 +74,11 @@ def load_part(
         if library is not None:
             use_cores(library, torch.get_num_threads(), open_ledger())
     dtype = None if settings.model.dtype == "auto" else DTYPES[settings.model.dtype]
-    ModelSlice.of(ModelConfig.from_dir(model_dir), shard)  # before anybody waits for anybody
+    config = ModelConfig.from_dir(model_dir)
+    ModelSlice.of(config, shard)  # before anybody waits for anybody
+    if config.is_foreign:
+        model: ServedModel = _foreign(settings, shard, model_dir, config, dtype, device, report)
+        return _with_pool(settings, role, model, model_dir, device, report)
     communicator = join(device)
     packed = None
     if device.type == "cpu" and settings.model.share_weights:
@@ -87,6 +95,46 @@ def load_part(
         report(
             f"the {quantization.format} weights are dequantized to {str(model.dtype).removeprefix('torch.')} on a CPU"
         )
+    return _with_pool(settings, role, model, model_dir, device, report)
+
+
+def _foreign(
+    settings: Settings,
+    shard: Shard,
+    model_dir: Path,
+    config: ModelConfig,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    report: Callable[[str], None],
+) -> ServedModel:
+    """A model that transformers' own code computes."""
+    if shard != WHOLE:
+        raise ConfigError(
+            f"TENSOR_PARALLEL = {shard.num_ranks}: {config.architecture} runs through transformers, which is not cut "
+            "into ranks; set it to 1"
+        )
+    if settings.model.weights in KINDS:
+        raise ConfigError(
+            f"PDQ_MODEL__WEIGHTS={settings.model.weights}: {config.architecture} runs through transformers, whose "
+            "weights are not quantized; set it to auto"
+        )
+    report("loading weights through transformers")
+    log.info(
+        "model_runs_through_transformers", architecture=config.architecture, but="slower than a family of pdq's own"
+    )
+    from engine.transformers_model import load_transformers_model  # seconds to import, and only these models pay
+
+    return load_transformers_model(model_dir, config, dtype, device)
+
+
+def _with_pool(
+    settings: Settings,
+    role: Role,
+    model: ServedModel,
+    model_dir: Path,
+    device: torch.device,
+    report: Callable[[str], None],
+) -> LoadedModel:
     layout = KVLayout(
         num_layers=model.config.num_layers,
         num_kv_heads=model.num_kv_heads,
@@ -103,12 +151,17 @@ def load_part(
     )
 
 
-def decode_graphs(settings: Settings, model: Model, pool: KVPool, report: Callable[[str], None]) -> DecodeGraphs | None:
+def decode_graphs(
+    settings: Settings, model: ServedModel, pool: KVPool, report: Callable[[str], None]
+) -> DecodeGraphs | None:
     """The decode steps of `model` on `pool` as CUDA graphs; None on a CPU, and where they are switched off.
 
     All ranks of a model must come here together, as recording runs what is recorded.
     """
     if model.device.type != "cuda" or not settings.decode.cuda_graphs:
+        return None
+    if not model.can_be_recorded:
+        report("decode steps of this model are not recorded: what they launch depends on their tokens")
         return None
     longest = min(settings.model.max_total_tokens, model.config.max_position_embeddings)
     return DecodeGraphs(model, pool, settings.decode.max_running, longest, CudaDevice(model.device), report)

@@ -1,7 +1,8 @@
-"""The decoder: embedding, layers of attention and gated MLP, final norm, head. One model for every family.
+"""The decoder: embedding, layers of attention and MLP, final norm, head. One model for all of `engine/families.py`.
 
-All arithmetic that is worth a kernel goes through the ops table. Tokens come packed, [num_tokens], without padding;
-which of them belong together is in the attention metadata. Knows no files, no sequence and no sampling.
+All arithmetic that is worth a kernel goes through the ops table; MLPs are `engine/feed_forward.py`. Tokens come packed,
+[num_tokens], without padding; which of them belong together is in the attention metadata. Knows no files, no sequence
+and no sampling.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.families import Activation, Norm, Residual
+from engine.feed_forward import Experts, FeedForward, Linear, Mlp
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig
+from engine.rotation import Rotation
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, SingleRank
 from kernels.decoder_step import StepDecoder, StepLayer, StepLinear, StepRows
-from kernels.ops import LinearWeight, Ops, PrefillMeta
+from kernels.ops import Ops, PrefillMeta
 from kernels.panels import PanelMatrix
 
 
@@ -28,14 +32,6 @@ class DecodeMeta:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear layer whose weight is stored as the ops table wants it."""
-
-    weight: LinearWeight
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One decoder layer."""
 
@@ -43,10 +39,13 @@ class LayerWeights:
     qkv: Linear  # hidden -> (num_heads + 2 * num_kv_heads) * head_dim: queries, keys, values; the rank's heads
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
-    output: Linear  # num_heads * head_dim -> hidden; of several ranks the parts of a sum, and so with `down`
-    post_norm: Tensor  # [hidden]
-    gate_up: Linear  # hidden -> 2 * intermediate: gate, up
-    down: Linear  # intermediate -> hidden
+    output: Linear  # num_heads * head_dim -> hidden; of several ranks the parts of a sum, and so with the MLP
+    post_norm: Tensor  # [hidden], before the MLP
+    mlp: Mlp | Experts
+    input_norm_bias: Tensor | None = None
+    post_norm_bias: Tensor | None = None
+    attention_norm: Tensor | None = None  # [hidden], of what attention gives
+    mlp_norm: Tensor | None = None  # [hidden], of what the MLP gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,8 @@ class ModelWeights:
     final_norm: Tensor  # [hidden]
     # One, to the rank's part of the vocabulary; a reward model's: one or two, to one number, whole in every rank.
     head: tuple[Linear, ...]
+    final_norm_bias: Tensor | None = None
+    positions: Tensor | None = None  # [max_position_embeddings, hidden], where they are learned
 
 
 class Model:
@@ -82,9 +83,13 @@ class Model:
         self._slice = ModelSlice.of(config, self.communicator.shard)
         self._weights = weights
         self._ops = ops
-        self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin of the first positions, for whole steps
-        self._inverse_frequencies = config.rope.inverse_frequencies(config.head_dim).to(device)
-        self._scale = config.head_dim**-0.5
+        ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
+        self._rotations = [Rotation(rope, config.head_dim, dtype, device) for rope in ropes]
+        # By layer: which of them it rotates by.
+        self._rotation_of = [1 if window is not None and len(ropes) == 2 else 0 for window in config.sliding_windows]
+        # Rounded as the embedding is: the model was trained with that.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
+        self._feed_forward = FeedForward(config, ops)
         self._whole_step = self._find_whole_step()
 
     @property
@@ -107,13 +112,18 @@ class Model:
         """Whether `step` is how this model computes; else it is `forward` and `logits`."""
         return self._whole_step is not None
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether what `forward` launches for a decode step is the same for every batch of a size."""
+        return self.config.experts is None
+
     def step(self, rows: StepRows, pool: KVPool) -> tuple[Tensor, Tensor | None]:
         """Compute tokens and write their KV, all in one call.
 
         -> [wanted, hidden], before the final norm; float32 [num_answered, vocab], or None for a reward model
         """
         assert self._whole_step is not None, "not every model has whole steps"
-        cos, sin = self._angles_to(max(rows.positions))
+        cos, sin = self._rotations[0].up_to(max(rows.positions))
         return self._whole_step(rows, cos, sin, pool.tensor)
 
     def forward(
@@ -124,24 +134,25 @@ class Model:
         token_ids, positions, slot_mapping: int64 [T]; slot = block_id * block_size + place in the block.
         -> [T, hidden], before the final norm.
         """
-        config, ops = self.config, self._ops
-        heads = [len(self._slice.heads), self.num_kv_heads, self.num_kv_heads]
-        complete = self.communicator.all_reduce
-        cos, sin = self._rotation(positions)
-        residual = self._weights.embedding[token_ids]
+        is_parallel = self.config.residual is Residual.PARALLEL
+        complete, feed_forward = self.communicator.all_reduce, self._feed_forward
+        rotations = [rotation.of(positions) for rotation in self._rotations]
+        residual = self._embed(token_ids, positions)
         added: Tensor | None = None  # what the last block gives to the residual stream
         for index, layer in enumerate(self._weights.layers):
-            normed, residual = self._add_norm(added, residual, layer.input_norm)
-            qkv = self._linear(normed, layer.qkv).view(-1, sum(heads), config.head_dim)
-            q, k, v = torch.split(qkv, heads, dim=1)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = ops.norm_rope(q, k, layer.q_norm, layer.k_norm, config.rms_norm_eps, cos, sin)
-            else:
-                q, k = ops.rope(q, k, cos, sin)
-            attended = self._attention(index, q, k, v, slot_mapping, meta, pool)
-            added = complete(self._linear(attended.reshape(attended.shape[0], -1), layer.output))
-            normed, residual = self._add_norm(added, residual, layer.post_norm)
-            added = complete(self._linear(ops.silu_mul(self._linear(normed, layer.gate_up)), layer.down))
+            normed, residual = self._add_norm(added, residual, layer.input_norm, layer.input_norm_bias)
+            attended = self._attention(index, normed, rotations, slot_mapping, meta, pool)
+            if is_parallel:
+                normed = self._norm(residual, layer.post_norm, layer.post_norm_bias)
+                added = complete(attended + feed_forward(normed, layer.mlp))
+                continue
+            attended = complete(attended)
+            if layer.attention_norm is not None:
+                attended = self._norm(attended, layer.attention_norm)
+            normed, residual = self._add_norm(attended, residual, layer.post_norm, layer.post_norm_bias)
+            added = complete(feed_forward(normed, layer.mlp))
+            if layer.mlp_norm is not None:
+                added = self._norm(added, layer.mlp_norm)
         assert added is not None, "a model has layers"
         return residual + added
 
@@ -150,6 +161,9 @@ class Model:
         assert not self.is_reward, "a reward model has no language head"
         part = self._linear(self._final_norm(hidden), self._weights.head[0])
         logits = self.communicator.all_gather(part)[:, : self.config.vocab_size]
+        cap = self.config.logit_cap
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
         return logits.float() if out is None else out.copy_(logits)
 
     def score(self, hidden: Tensor) -> Tensor:
@@ -164,11 +178,12 @@ class Model:
     def _find_whole_step(self) -> Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None:
         """The ops table's, where it has one for a model like this, whole in this process and its weights in panels."""
         make, weights, config = self._ops.whole_step, self._weights, self.config
-        if make is None or self.communicator.shard != WHOLE:
+        if make is None or self.communicator.shard != WHOLE or not _is_plain(config):
             return None
         layers = []
         for layer, window in zip(weights.layers, config.sliding_windows, strict=True):
-            linears = [_in_panels(linear) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+            assert isinstance(layer.mlp, Mlp), "a plain model has no experts"
+            linears = [_in_panels(linear) for linear in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)]
             if any(linear is None for linear in linears):
                 return None
             qkv, output, gate_up, down = (linear for linear in linears if linear is not None)
@@ -196,55 +211,84 @@ class Model:
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
                 intermediate_size=config.intermediate_size,
-                rms_norm_eps=config.rms_norm_eps,
-                scale=self._scale,
+                rms_norm_eps=config.norm_eps,
+                scale=config.attention_scale,
             )
         )
 
+    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        weights = self._weights
+        embedded = weights.embedding[token_ids]
+        if self._embedding_scale != 1.0:
+            embedded = embedded * self._embedding_scale
+        return embedded if weights.positions is None else embedded + weights.positions[positions]
+
     def _attention(
         self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        index: int,
+        normed: Tensor,
+        rotations: list[tuple[Tensor, Tensor]],
         slot_mapping: Tensor,
         meta: PrefillMeta | DecodeMeta,
         pool: KVPool,
     ) -> Tensor:
-        window = self.config.sliding_windows[layer]
-        key_cache, value_cache = pool.layer(layer)
-        self._ops.kv_write(k, v, key_cache, value_cache, slot_mapping)
+        """normed: [T, hidden], of layer `index` -> [T, hidden], the rank's part of it"""
+        config, ops, layer = self.config, self._ops, self._weights.layers[index]
+        heads = [len(self._slice.heads), self.num_kv_heads, self.num_kv_heads]
+        qkv = self._linear(normed, layer.qkv).view(-1, sum(heads), config.head_dim)
+        q, k, v = torch.split(qkv, heads, dim=1)
+        if rotations:
+            cos, sin = rotations[self._rotation_of[index]]
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = ops.norm_rope(q, k, layer.q_norm, layer.k_norm, config.norm_eps, cos, sin)
+            else:
+                q, k = ops.rope(q, k, cos, sin)
+        keys, values = pool.layer(index)
+        ops.kv_write(k, v, keys, values, slot_mapping)
+        scale, window, cap = config.attention_scale, config.sliding_windows[index], config.attention_cap
         if isinstance(meta, PrefillMeta):
-            return self._ops.attention_prefill(q, k, v, key_cache, value_cache, meta, self._scale, window)
-        return self._ops.attention_decode(
-            q, key_cache, value_cache, meta.block_tables, meta.seq_lens, self._scale, window
-        )
+            attended = ops.attention_prefill(q, k, v, keys, values, meta, scale, window, cap)
+        else:
+            attended = ops.attention_decode(q, keys, values, meta.block_tables, meta.seq_lens, scale, window, cap)
+        return self._linear(attended.reshape(attended.shape[0], -1), layer.output)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position, [T, head_dim] each, both halves of a head alike."""
-        half = positions.unsqueeze(1).float() * self._inverse_frequencies
-        angles = torch.cat((half, half), dim=-1)
-        factor = self.config.rope.attention_factor
-        return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
+    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is not None:
+            return F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
+        return self._ops.rms_norm(x, weight, self.config.norm_eps)
 
-    def _angles_to(self, position: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions 0 to `position` and more, [positions, head_dim] each."""
-        if self._angles is None or len(self._angles[0]) <= position:
-            # In powers of two: 256 KB at 1024 positions, 32 MB at 131,072.
-            self._angles = self._rotation(torch.arange(max(1024, 1 << position.bit_length())))
-        return self._angles
-
-    def _add_norm(self, added: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_norm(
+        self, added: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(norm of the new residual, the new residual); there is nothing to add before the first layer."""
         if added is None:
-            return self._ops.rms_norm(residual, weight, self.config.rms_norm_eps), residual
-        return self._ops.add_rms_norm(added, residual, weight, self.config.rms_norm_eps)
+            return self._norm(residual, weight, bias), residual
+        if bias is None:
+            return self._ops.add_rms_norm(added, residual, weight, self.config.norm_eps)
+        residual = residual + added
+        return self._norm(residual, weight, bias), residual
 
     def _final_norm(self, hidden: Tensor) -> Tensor:
-        return self._ops.rms_norm(hidden, self._weights.final_norm, self.config.rms_norm_eps)
+        return self._norm(hidden, self._weights.final_norm, self._weights.final_norm_bias)
 
     def _linear(self, x: Tensor, linear: Linear) -> Tensor:
         return self._ops.linear(x, linear.weight, linear.bias)
+
+
+def _is_plain(config: ModelConfig) -> bool:
+    """Whether a whole step computes all of it: a Llama with or without biases, windows and norms of heads."""
+    return (
+        config.norm is Norm.RMS
+        and config.residual is Residual.SEQUENTIAL
+        and config.activation is Activation.SILU
+        and config.is_gated
+        and config.experts is None
+        and config.rope is not None
+        and config.local_rope is None
+        and config.attention_cap is None
+        and config.logit_cap is None
+        and config.embedding_scale == 1.0
+    )
 
 
 def _in_panels(linear: Linear) -> StepLinear | None:

@@ -1,18 +1,24 @@
 """What config.json and generation_config.json say about a model, in our words, checked before a weight is read.
 
-A family is a row of a table: what its config leaves unsaid, and how its tensors are named (`engine/weights.py`).
-Whatever the decoder of `engine/model.py` cannot compute exactly is refused here by name. Knows no tensors.
+A family is a row of a table (`engine/families.py`). Whatever the decoder of `engine/model.py` cannot compute exactly is
+refused here by name; architectures without a row are left to transformers' own code (`engine/transformers_config.py`).
+Knows no tensors.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.families import ACTIVATIONS, FAMILIES, SPECIAL_NAMES, Activation, Family, Norm, Residual, TensorNames
+from engine.layer_config import ExpertShape, experts_of, ropes_of, sliding_windows_of
 from engine.quantization import Quantization
 from engine.rope_scaling import RopeScaling
 from messages import ModelError
+
+__all__ = ["ExpertShape", "ModelConfig", "RewardHead", "TensorNames"]
 
 
 class RewardHead(StrEnum):
@@ -23,36 +29,11 @@ class RewardHead(StrEnum):
     TWO_LAYER = "two_layer"  # score.0 -> ReLU -> score.2, of Qwen2
 
 
-class TensorNames(StrEnum):
-    """Whose tensor names a checkpoint uses."""
-
-    LLAMA = "llama"
-    INTERNLM2 = "internlm2"  # query, key and value of a group of heads interleaved in one wqkv
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What architectures of one name stem share."""
-
-    names: TensorNames = TensorNames.LLAMA
-    qkv_bias: bool | None = None  # None: the config says
-    output_bias: bool | None = None  # None: the config says
-    bias_key: str = "attention_bias"  # the config's word for both
-    qk_norm: bool = False
-    head_dim: int | None = None  # None: hidden_size / num_heads
-    sliding_window: int | None = None  # when the config does not say
-    windowed_by_layer: bool = False  # use_sliding_window and max_window_layers, or layer_types
-
-
-FAMILIES = {
-    "Llama": Family(),
-    "Mistral": Family(qkv_bias=False, output_bias=False, sliding_window=4096),
-    "Qwen2": Family(qkv_bias=True, output_bias=False, sliding_window=4096, windowed_by_layer=True),
-    "Qwen3": Family(qk_norm=True, head_dim=128, sliding_window=4096, windowed_by_layer=True),
-    "InternLM2": Family(names=TensorNames.INTERNLM2, bias_key="bias"),
-}
-SUPPORTED = ", ".join(f"{stem}ForCausalLM" for stem in FAMILIES)
-SUPPORTED_REWARDS = "InternLM2ForRewardModel, Qwen2ForRewardModel and *ForSequenceClassification with one label"
+SUPPORTED = ", ".join(f"{stem}ForCausalLM" for stem in FAMILIES if stem != "GPT2") + ", " + ", ".join(SPECIAL_NAMES)
+_SCORED = "/".join(stem for stem, family in FAMILIES.items() if family.has_rewards)
+SUPPORTED_REWARDS = (
+    f"InternLM2ForRewardModel, Qwen2ForRewardModel and *ForSequenceClassification with one label of {_SCORED}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +49,8 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
-    rope: RopeScaling
+    norm_eps: float
+    rope: RopeScaling | None  # None: positions are learned
     max_position_embeddings: int  # most tokens of a sequence, rope scaling included
     sliding_windows: tuple[int | None, ...]  # per layer; None: sees everything before it
     qkv_bias: bool
@@ -79,15 +60,31 @@ class ModelConfig:
     tie_word_embeddings: bool
     dtype: str  # of the checkpoint, quantized weights apart: float32, bfloat16 or float16
     eos_token_ids: tuple[int, ...]
+    norm: Norm = Norm.RMS
+    residual: Residual = Residual.SEQUENTIAL
+    activation: Activation = Activation.SILU
+    is_gated: bool = True
+    local_rope: RopeScaling | None = None  # of the layers with a window, where it is another one
+    attention_scale: float = 1.0  # what queries times keys are multiplied by
+    attention_cap: float | None = None  # c: scores become c * tanh(scores / c)
+    logit_cap: float | None = None  # the same for logits
+    embedding_scale: float = 1.0
+    experts: ExpertShape | None = None
     reward_head: RewardHead | None = None
     quantization: Quantization | None = None
     reward_token_id: int | None = None  # the token at which the reward is read, where the config names one
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json as it stands
+    is_foreign: bool = False  # transformers' own code computes it; what only our decoder reads is at its default
 
     @property
     def is_reward(self) -> bool:
         """Whether the model answers with a score, not with tokens."""
         return self.reward_head is not None
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head are rotated."""
+        return self.head_dim if self.rope is None else self.rope.rotary_dim(self.head_dim)
 
     @classmethod
     def from_dir(cls, path: Path) -> "ModelConfig":
@@ -95,6 +92,10 @@ class ModelConfig:
         config = _read_json(path / "config.json")
         generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").exists() else {}
         try:
+            if _is_foreign(config):
+                from engine.transformers_config import foreign_config  # seconds to import, and only these models pay
+
+                return foreign_config(path, config, generation)
             return _parse(config, generation)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path / 'config.json'} is not a config of a supported model: {error!r}") from None
@@ -112,42 +113,72 @@ def _read_json(path: Path) -> dict[str, Any]:
     return said
 
 
+def _named(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The architecture, the family's name and what the model is for."""
+    architecture = str((config.get("architectures") or ["(none named)"])[0])
+    stem, _, kind = architecture.partition("For")
+    return architecture, *SPECIAL_NAMES.get(architecture, (stem, kind))
+
+
+def _is_foreign(config: Mapping[str, Any]) -> bool:
+    """Whether the model may be one that transformers computes for us."""
+    architecture, stem, kind = _named(config)
+    return stem not in FAMILIES and (kind == "CausalLM" or architecture.endswith("LMHeadModel"))
+
+
 def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     architecture, family, reward_head = _architecture(config)
-    _refuse_unsupported(config, architecture)
+    config = family.said(config)
+    for key, wanted in family.wanted.items():
+        if config.get(key) not in wanted:
+            computed = " or ".join(repr(value) for value in wanted if value is not None) or "none at all"
+            raise ModelError(f"{architecture} with {key} {config[key]!r} is not supported; {computed} is")
     num_layers, num_heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     hidden_size = int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or family.head_dim or hidden_size // num_heads)
+    head_dim = int(config.get("head_dim") or hidden_size // num_heads)
     if num_heads % num_kv_heads:
         raise ModelError(f"{num_heads} attention heads cannot share {num_kv_heads} key-value heads evenly")
-    if head_dim % 2:
+    if head_dim % 2 and not family.has_positions:
         raise ModelError(f"head_dim {head_dim} is odd; rotary embedding takes pairs")
     max_positions = int(config["max_position_embeddings"])
-    rope = RopeScaling.from_config(config, max_positions)
+    rope, local_rope = ropes_of(config, family, max_positions)
+    if rope is not None:
+        rope.rotary_dim(head_dim)  # or it says why not
     bias = bool(config.get(family.bias_key, False))
     eos = generation.get("eos_token_id")
+    runs_apart = family.residual is Residual.PARALLEL and not config.get("use_parallel_residual", True)
     return ModelConfig(
         architecture=architecture,
         names=family.names,
         vocab_size=int(config["vocab_size"]),
         hidden_size=hidden_size,
-        intermediate_size=int(config["intermediate_size"]),
+        intermediate_size=_intermediate_size(config, hidden_size),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(config.get(family.norm_eps_key, 1e-6)),
         rope=rope,
-        max_position_embeddings=rope.max_context_tokens(max_positions),
-        sliding_windows=_sliding_windows(config, family, num_layers),
+        max_position_embeddings=max_positions if rope is None else rope.max_context_tokens(max_positions),
+        sliding_windows=sliding_windows_of(config, family, architecture, num_layers),
         qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=bias if family.output_bias is None else family.output_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)) if family.mlp_bias is None else family.mlp_bias,
         qk_norm=family.qk_norm,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=_dtype(config),
         eos_token_ids=_token_ids(config.get("eos_token_id") if eos is None else eos),
+        norm=family.norm,
+        residual=Residual.SEQUENTIAL if runs_apart else family.residual,
+        activation=_activation(config, family, architecture),
+        is_gated=family.is_gated,
+        local_rope=local_rope,
+        attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
+        attention_cap=_cap(config, "attn_logit_softcapping"),
+        logit_cap=_cap(config, "final_logit_softcapping"),
+        embedding_scale=hidden_size**0.5 if family.scales_embedding else 1.0,
+        experts=experts_of(config, num_layers) if family.has_experts else None,
         reward_head=reward_head,
         quantization=_quantization(config, architecture, family),
         reward_token_id=config.get("reward_token_id"),
@@ -156,9 +187,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
 
 
 def _architecture(config: dict[str, Any]) -> tuple[str, Family, RewardHead | None]:
-    named = config.get("architectures") or ["(none named)"]
-    architecture = str(named[0])
-    stem, _, kind = architecture.partition("For")
+    architecture, stem, kind = _named(config)
     family = FAMILIES.get(stem)
     if family is None or kind not in ("CausalLM", "SequenceClassification", "RewardModel"):
         raise ModelError(f"architecture {architecture} is not supported; {SUPPORTED}, {SUPPORTED_REWARDS} are")
@@ -169,6 +198,8 @@ def _architecture(config: dict[str, Any]) -> tuple[str, Family, RewardHead | Non
         if stem not in heads:
             raise ModelError(f"architecture {architecture} is not supported; of reward models {SUPPORTED_REWARDS} are")
         return architecture, family, heads[stem]
+    if not family.has_rewards:
+        raise ModelError(f"architecture {architecture} is not supported; of reward models {SUPPORTED_REWARDS} are")
     # transformers writes the labels, not their number, and means two when it writes neither.
     num_labels = int(config.get("num_labels") or len(config.get("id2label") or "01"))
     if num_labels != 1:
@@ -176,36 +207,35 @@ def _architecture(config: dict[str, Any]) -> tuple[str, Family, RewardHead | Non
     return architecture, family, RewardHead.LINEAR
 
 
-def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelError(f"{architecture} with hidden_act {activation!r} is not supported; silu is")
+def _intermediate_size(config: Mapping[str, Any], hidden_size: int) -> int:
+    said = config["intermediate_size"]
+    return 4 * hidden_size if said is None else int(said)  # GPT-2's n_inner may be null
+
+
+def _activation(config: Mapping[str, Any], family: Family, architecture: str) -> Activation:
+    said = config.get(family.activation_key, "silu")
+    if said not in ACTIVATIONS:
+        supported = ", ".join(ACTIVATIONS)
+        raise ModelError(f"{architecture} with {family.activation_key} {said!r} is not supported; {supported} are")
+    return ACTIVATIONS[said]
+
+
+def _cap(config: Mapping[str, Any], key: str) -> float | None:
+    said = config.get(key)
+    if said is None:
+        return None
+    if not float(said) > 0:
+        raise ModelError(f"{key} {said!r} is not supported; it must be more than 0, or null")
+    return float(said)
 
 
 def _quantization(config: dict[str, Any], architecture: str, family: Family) -> Quantization | None:
     said = config.get("quantization_config")
     if not said:
         return None
-    if family.names is TensorNames.INTERNLM2:
+    if family.names is not TensorNames.LLAMA or family.has_experts:
         raise ModelError(f"quantized weights of {architecture} are not supported; use its float weights")
     return Quantization.from_config(said)
-
-
-def _sliding_windows(config: dict[str, Any], family: Family, num_layers: int) -> tuple[int | None, ...]:
-    window = config.get("sliding_window", family.sliding_window)
-    if family.sliding_window is None or window is None:
-        return (None,) * num_layers
-    if not family.windowed_by_layer:
-        return (int(window),) * num_layers
-    if not config.get("use_sliding_window", False):
-        return (None,) * num_layers
-    layer_types = config.get("layer_types") or [
-        "sliding_attention" if layer >= int(config.get("max_window_layers", 28)) else "full_attention"
-        for layer in range(num_layers)
-    ]
-    if len(layer_types) != num_layers or not set(layer_types) <= {"sliding_attention", "full_attention"}:
-        raise ModelError(f"layer_types {layer_types} do not say full or sliding attention for {num_layers} layers")
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def _dtype(config: dict[str, Any]) -> str:

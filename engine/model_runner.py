@@ -18,10 +18,11 @@ from engine.decode_rows import DecodeRows
 from engine.grammars import Grammars, Next
 from engine.kv_pool import KVLayout, KVPool
 from engine.logprobs import PromptListing, top_logprobs
-from engine.model import DecodeMeta, Model
+from engine.model import DecodeMeta
 from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
+from engine.served_model import ServedModel
 from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
 from kernels.decoder_step import StepRows
 from kernels.ops import PrefillMeta
@@ -48,7 +49,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Model,
+        model: ServedModel,
         pool: KVPool,
         lead: Lead = alone,
         graphs: DecodeGraphs | None = None,

@@ -32,13 +32,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from engine.model import LayerWeights, Linear, ModelWeights
+from engine.feed_forward import Experts, Linear, Mlp
+from engine.model import LayerWeights, ModelWeights
 from kernels.ops import LinearWeight
 from telemetry import get_logger
 
 log = get_logger()
 
-FORMAT = 1  # raise it when the same header means something else
+FORMAT = 2  # raise it when the same header means something else
 FILES_KEPT = 4
 MAGIC = b"pdq packed weights\n"
 ALIGNMENT = 64  # bytes; what the kernels load at once
@@ -50,7 +51,7 @@ LONGEST_HEADER_BYTES = 64 << 20
 
 TYPES: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (ModelWeights, LayerWeights, Linear, *get_args(LinearWeight))
+    for kind in (ModelWeights, LayerWeights, Mlp, Experts, Linear, *get_args(LinearWeight))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "uint8", "int8", "int32", "int64")}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from engine.gpu_memory import MemoryMeter, MemoryShare, pool_blocks
 from engine.kv_pool import KVLayout
-from engine.model import Model
+from engine.served_model import ServedModel
 from engine.worst_case import worst_decode, worst_prefill
 from messages import ConfigError, Role
 from settings import Settings
@@ -13,7 +13,7 @@ from settings import Settings
 def num_blocks_of(
     settings: Settings,
     role: Role,
-    model: Model,
+    model: ServedModel,
     layout: KVLayout,
     meter: MemoryMeter | None,
     report: Callable[[str], None],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from messages import ModelError
@@ -31,18 +32,25 @@ class RopeScaling:
     truncate: bool = True  # yarn
     attention_factor: float = 1.0  # yarn, longrope: cos and sin are multiplied by it
     frequency_factors: tuple[float, ...] = ()  # longrope: one divisor per frequency
+    rotary_share: float = 1.0  # of a head's dimensions, from the first on; the rest is not rotated
+    max_positions: int | None = None  # longrope with two sets of factors: where the first one ends
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], max_positions: int) -> "RopeScaling":
-        """What config.json says. Raises ModelError for a type that is not supported, or one without its values."""
+    def from_config(cls, config: dict[str, Any], max_positions: int, may_be_partial: bool = False) -> "RopeScaling":
+        """What config.json says. Raises ModelError for a type that is not supported, or one without its values.
+
+        `may_be_partial`: the family rotates no more of a head than partial_rotary_factor says.
+        """
         said = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if any(isinstance(value, dict) for value in said.values()):
             raise ModelError("rope_parameters differ between layer types; one set for all layers is supported")
         rope_type = said.get("rope_type") or said.get("type") or "default"
         if rope_type not in SUPPORTED_ROPE_TYPES:
             raise ModelError(f"rope type {rope_type!r} is not supported; {', '.join(SUPPORTED_ROPE_TYPES)} are")
-        if float(said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:
-            raise ModelError("partial_rotary_factor is not supported; every dimension of a head is rotated")
+        rotary_share = float(said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0)
+        if not (0 < rotary_share <= 1 if may_be_partial else rotary_share == 1):
+            wanted = "more than 0 and at most 1" if may_be_partial else "1 in this family"
+            raise ModelError(f"partial_rotary_factor {rotary_share} is not supported; it must be {wanted}")
         theta = float(said.get("rope_theta") or config.get("rope_theta") or 10000.0)
         original = int(
             said.get("original_max_position_embeddings")
@@ -53,6 +61,9 @@ class RopeScaling:
         if rope_type in ("linear", "dynamic", "llama3") and factor is None:
             raise ModelError(f"rope type {rope_type!r} needs a factor in rope_scaling")
         factor = float(factor or max_positions / original)
+        frequency_factors, has_two_sets = _frequency_factors(rope_type, said)
+        if has_two_sets and original >= max_positions:
+            has_two_sets = False  # no position is beyond the first
         return cls(
             theta=theta,
             rope_type=rope_type,
@@ -64,17 +75,30 @@ class RopeScaling:
             beta_slow=float(said.get("beta_slow") or 1.0),
             truncate=bool(said.get("truncate", True)),
             attention_factor=_attention_factor(rope_type, said, factor, original),
-            frequency_factors=_frequency_factors(rope_type, said),
+            frequency_factors=frequency_factors,
+            rotary_share=rotary_share,
+            max_positions=original if has_two_sets else None,
         )
 
     def max_context_tokens(self, max_positions: int) -> int:
         """Positions the scaled rotation is good for. A yarn config may still state the unscaled length."""
         if self.rope_type == "yarn":
             return max(max_positions, int(self.original_max_positions * self.factor))
-        return max_positions
+        return max_positions if self.max_positions is None else self.max_positions
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many dimensions of a head are rotated. Raises ModelError where they are no pairs."""
+        rotary_dim = int(head_dim * self.rotary_share)
+        if rotary_dim % 2 or not rotary_dim or head_dim % 2:
+            raise ModelError(f"{rotary_dim} rotated dimensions of {head_dim} are no pairs; both must be even")
+        return rotary_dim
 
     def inverse_frequencies(self, head_dim: int) -> Tensor:
-        """Angle per position of each pair of dimensions. -> float32 [head_dim / 2]"""
+        """Angle per position of each pair of dimensions; 0 for those beyond `rotary_dim`. -> float32 [head_dim / 2]"""
+        rotary_dim = self.rotary_dim(head_dim)
+        return F.pad(self._rotated_frequencies(rotary_dim), (0, (head_dim - rotary_dim) // 2))
+
+    def _rotated_frequencies(self, head_dim: int) -> Tensor:
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
         plain = 1.0 / (self.theta**exponents)
         if self.rope_type == "linear":
@@ -132,11 +156,14 @@ def _attention_factor(rope_type: str, said: dict[str, Any], factor: float, origi
     return mscale(1.0)
 
 
-def _frequency_factors(rope_type: str, said: dict[str, Any]) -> tuple[float, ...]:
+def _frequency_factors(rope_type: str, said: dict[str, Any]) -> tuple[tuple[float, ...], bool]:
+    """The set for sequences of the original length, and whether there is another one for longer ones.
+
+    The other one would change the angles of keys that are cached already, so there are no longer sequences then.
+    """
     if rope_type != "longrope":
-        return ()
+        return (), False
     short, long = said.get("short_factor"), said.get("long_factor")
-    # Two sets would change the angles of cached keys when a sequence grows past the original length.
-    if not short or short != long:
-        raise ModelError("longrope is supported where short_factor and long_factor are the same")
-    return tuple(float(value) for value in short)
+    if not short or not long:
+        raise ModelError("rope type 'longrope' needs a short_factor and a long_factor in rope_scaling")
+    return tuple(float(value) for value in short), short != long

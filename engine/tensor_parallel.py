@@ -45,7 +45,6 @@ class ModelSlice:
 
     heads: range
     kv_heads: range  # those that `heads` attend to
-    intermediate: range
     vocab: range  # of the language head's rows; the last ranks may have fewer, or none
     vocab_rows: int  # of every rank's part of the head, padding included
 
@@ -53,7 +52,14 @@ class ModelSlice:
     def of(cls, config: ModelConfig, shard: Shard) -> "ModelSlice":
         """Raises ConfigError when the model cannot be cut into so many parts."""
         count = shard.num_ranks
-        for name, size in (("attention heads", config.num_heads), ("intermediate size", config.intermediate_size)):
+        experts = config.experts
+        sizes = {
+            "attention heads": config.num_heads,
+            "intermediate size": config.intermediate_size,
+            "experts' intermediate size": 0 if experts is None else experts.intermediate_size,
+            "shared expert's intermediate size": 0 if experts is None else experts.shared_intermediate_size,
+        }
+        for name, size in sizes.items():
             if size % count:
                 raise ConfigError(f"TENSOR_PARALLEL = {count}: the model's {name}, {size}, do not divide by it")
         if config.num_kv_heads % count and count % config.num_kv_heads:
@@ -66,7 +72,6 @@ class ModelSlice:
         return cls(
             heads=shard.part(config.num_heads),
             kv_heads=kv_heads_of(config.num_kv_heads, shard),
-            intermediate=shard.part(config.intermediate_size),
             vocab=range(first, min(first + vocab_rows, config.vocab_size)),
             vocab_rows=vocab_rows,
         )

@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to the model's: names, fusing, InternLM2's layout, types. Knows how families name things.
+"""From a checkpoint's tensors to the model's: fusing, order of rows, types. Names are `engine/tensor_names.py`'s.
 
 Queries, keys and values become one matrix, gate and up another: two large products in place of five. A rank of a
 tensor-parallel worker reads its own part of every matrix and nothing else of it.
@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
+from engine.families import Norm
+from engine.feed_forward import Experts, Linear, Mlp
 from engine.gguf_codes import CodesFile
-from engine.model import LayerWeights, Linear, LoadProgress, Model, ModelWeights
-from engine.model_config import ModelConfig, RewardHead, TensorNames
+from engine.model import LayerWeights, LoadProgress, Model, ModelWeights
+from engine.model_config import ExpertShape, ModelConfig, RewardHead
 from engine.packed_weights import SMALLEST_BYTES, PackedWeights
 from engine.quantization import WeightFormat
 from engine.quantized_weights import is_quantized, take_quantized
+from engine.tensor_names import LAYOUTS, elements, rotated_halves, wqkv_rows
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
 from kernels.ops import Ops, select_ops
 from kernels.panels import Codes, Kind, quantize
 from kernels.quantized_linear import QuantizedWeight, concatenated, dequantize
 from messages import ConfigError, ModelError
-
-# Buffers that old transformers wrote; we compute them.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rope.inv_freq")
 
 
 def load_model(
@@ -46,6 +46,8 @@ def load_model(
     or when a tensor is missing, unexpected or of the wrong shape; ConfigError when it cannot be cut into these parts.
     """
     config = ModelConfig.from_dir(model_dir)
+    if config.is_foreign:
+        raise ModelError(f"{config.architecture} runs through transformers; it has no weights of pdq's own decoder")
     dtype = dtype or getattr(torch, config.dtype)
     communicator = communicator or SingleRank()
     with torch.inference_mode():
@@ -85,13 +87,14 @@ def load_model(
 
 
 def _may_be_ignored(name: str, config: ModelConfig, checkpoint: Checkpoint) -> bool:
-    if name.endswith(IGNORED_SUFFIXES):
+    layout = LAYOUTS[config.names]
+    if name.endswith(layout.ignored):
         return True
     if config.quantization is not None and config.quantization.format is WeightFormat.GPTQ and name.endswith(".bias"):
         # Some tools write a bias of zeros where the model has none.
         return not checkpoint.take(name, checkpoint.shape(name)).any()
     # A reward model may carry the language head it was trained from, and a tied head may be stored all the same.
-    return name in ("lm_head.weight", "output.weight") and (config.is_reward or config.tie_word_embeddings)
+    return name == f"{layout.head}.weight" and (config.is_reward or config.tie_word_embeddings)
 
 
 class _Loader:
@@ -116,64 +119,126 @@ class _Loader:
         self.kind, self.codes = kind, CodesFile(checkpoint.model_dir)
         self.config, self.checkpoint, self.ops = config, checkpoint, ops
         self.dtype, self.device, self.progress = dtype, device, progress
-        self.is_internlm2 = config.names is TensorNames.INTERNLM2
+        self.layout = LAYOUTS[config.names]
         self.slice = ModelSlice.of(config, communicator.shard)
+        self.shard = communicator.shard
         self.is_first_rank, self.num_ranks = communicator.shard.rank == 0, communicator.shard.num_ranks
-        self.head_rows = _elements(self.slice.heads, config.head_dim)  # of the queries; columns of the output
+        self.head_rows = elements(self.slice.heads, config.head_dim)  # of the queries; columns of the output
 
     def load(self) -> ModelWeights:
-        config = self.config
-        embedding_name = "model.tok_embeddings.weight" if self.is_internlm2 else "model.embed_tokens.weight"
-        embedding = self.vector(embedding_name, config.vocab_size, config.hidden_size)
+        config, layout, hidden = self.config, self.layout, self.config.hidden_size
+        embedding = self.vector(f"{self.trunk(layout.embedding)}.weight", config.vocab_size, hidden)
+        positions = None
+        if layout.positions is not None:
+            shape = (config.max_position_embeddings, hidden)
+            positions = self.vector(f"{self.trunk(layout.positions)}.weight", *shape)
         layers = []
         for index in range(config.num_layers):
-            layers.append(self.internlm2_layer(index) if self.is_internlm2 else self.llama_layer(index))
+            layers.append(self.layer(index, self.trunk(layout.layer.format(index))))
             self.progress(self.checkpoint.share_taken)
-        final_norm = self.vector("model.norm.weight", config.hidden_size)
-        return ModelWeights(embedding, layers, final_norm, self.head(embedding))
+        final_norm, final_norm_bias = self.norm(self.trunk(layout.final_norm), hidden)
+        return ModelWeights(embedding, layers, final_norm, self.head(embedding), final_norm_bias, positions)
 
-    def llama_layer(self, index: int) -> LayerWeights:
-        config, prefix = self.config, f"model.layers.{index}"
-        hidden, head_dim = config.hidden_size, config.head_dim
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
-        kv_rows = [_elements(self.slice.kv_heads, head_dim)]
+    def trunk(self, name: str) -> str:
+        """The name as this checkpoint has it."""
+        prefix = self.layout.optional_prefix
+        if prefix and f"{self.layout.embedding}.weight" not in self.checkpoint:
+            return name.removeprefix(prefix)
+        return name
+
+    def layer(self, index: int, prefix: str) -> LayerWeights:
+        config, layout, hidden = self.config, self.layout, self.config.hidden_size
+        input_norm, input_norm_bias = self.norm(f"{prefix}.{layout.input_norm}", hidden)
+        post_norm, post_norm_bias = self.norm(f"{prefix}.{layout.post_norm}", hidden)
+        q_size = config.num_heads * config.head_dim
+        if config.experts is not None and index in config.experts.layers:
+            mlp: Mlp | Experts = self.experts(prefix, config.experts)
+        else:
+            gate_up = [f"{prefix}.{name}" for name in layout.gate_up]
+            mlp = self.mlp(gate_up, f"{prefix}.{layout.down}", config.intermediate_size, config.mlp_bias)
+
+        def weight(name: str | None, size: int) -> Tensor | None:
+            return None if name is None else self.norm(f"{prefix}.{name}", size)[0]
+
         return LayerWeights(
-            input_norm=self.vector(f"{prefix}.input_layernorm.weight", hidden),
-            qkv=self.fused(
+            input_norm=input_norm,
+            input_norm_bias=input_norm_bias,
+            qkv=self.qkv(prefix),
+            q_norm=weight(layout.q_norm if config.qk_norm else None, config.head_dim),
+            k_norm=weight(layout.k_norm if config.qk_norm else None, config.head_dim),
+            output=self.summand(f"{prefix}.{layout.output}", q_size, self.head_rows, config.output_bias),
+            attention_norm=weight(layout.attention_norm, hidden),
+            post_norm=post_norm,
+            post_norm_bias=post_norm_bias,
+            mlp=mlp,
+            mlp_norm=weight(layout.mlp_norm, hidden),
+        )
+
+    def qkv(self, prefix: str) -> Linear:
+        config, layout, head_dim = self.config, self.layout, self.config.head_dim
+        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        names = [f"{prefix}.{name}" for name in layout.qkv]
+        kv_rows = elements(self.slice.kv_heads, head_dim)
+        if len(names) == 3:
+            return self.fused(
                 [
-                    (f"{attention}.q_proj", q_size, [self.head_rows]),
-                    (f"{attention}.k_proj", kv_size, kv_rows),
-                    (f"{attention}.v_proj", kv_size, kv_rows),
+                    (names[0], q_size, self.rotated([self.head_rows])),
+                    (names[1], kv_size, self.rotated([kv_rows])),
+                    (names[2], kv_size, [kv_rows]),
                 ],
                 config.qkv_bias,
-            ),
-            q_norm=self.vector(f"{attention}.q_norm.weight", head_dim) if config.qk_norm else None,
-            k_norm=self.vector(f"{attention}.k_norm.weight", head_dim) if config.qk_norm else None,
-            output=self.summand(f"{attention}.o_proj", q_size, self.head_rows, config.output_bias),
-            post_norm=self.vector(f"{prefix}.post_attention_layernorm.weight", hidden),
-            gate_up=self.gate_up(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self.summand(f"{mlp}.down_proj", config.intermediate_size, self.slice.intermediate, config.mlp_bias),
+            )
+        if layout.is_grouped:
+            per_group = config.num_heads // config.num_kv_heads
+            rows = wqkv_rows(self.slice.heads, self.slice.kv_heads, per_group, head_dim)
+            count = len(self.slice.kv_heads)
+            ordered = self.rotated(rows[:-count]) + rows[-count:]
+        else:
+            ordered = self.rotated([self.head_rows, _moved(kv_rows, q_size)]) + [_moved(kv_rows, q_size + kv_size)]
+        return self.fused([(names[0], q_size + 2 * kv_size, ordered)], config.qkv_bias)
+
+    def rotated(self, heads: Sequence[range]) -> list[range]:
+        return rotated_halves(heads, self.config.head_dim, self.config.rotary_dim)
+
+    def mlp(self, gate_up: Sequence[str], down: str, size: int, bias: bool) -> Mlp:
+        rows = self.shard.part(size)
+        parts: list[tuple[str, int, list[range]]] = [(name, size, [rows]) for name in gate_up]
+        if self.config.is_gated and len(gate_up) == 1:
+            parts = [(gate_up[0], 2 * size, [rows, _moved(rows, size)])]
+        return Mlp(self.fused(parts, bias), self.summand(down, size, rows, bias))
+
+    def experts(self, prefix: str, shape: ExpertShape) -> Experts:
+        layout = self.layout
+
+        def expert(name: str, size: int, gate_up: Sequence[str], down: str) -> Mlp:
+            return self.mlp(
+                [f"{prefix}.{name}.{part}" for part in gate_up], f"{prefix}.{name}.{down}", size, bias=False
+            )
+
+        shared_size = shape.shared_intermediate_size
+        return Experts(
+            router=self.exact(f"{prefix}.{layout.router}", shape.num_experts),
+            experts=[
+                expert(layout.expert.format(index), shape.intermediate_size, layout.expert_gate_up, layout.expert_down)
+                for index in range(shape.num_experts)
+            ],
+            shared=expert(layout.shared_expert, shared_size, layout.expert_gate_up, layout.expert_down)
+            if shared_size
+            else None,
+            shared_gate=self.exact(f"{prefix}.{layout.shared_gate}", 1) if shared_size else None,
         )
 
-    def internlm2_layer(self, index: int) -> LayerWeights:
-        config, prefix = self.config, f"model.layers.{index}"
-        hidden, head_dim = config.hidden_size, config.head_dim
-        qkv_size = (config.num_heads + 2 * config.num_kv_heads) * head_dim
-        attention, mlp = f"{prefix}.attention", f"{prefix}.feed_forward"
-        qkv_rows = wqkv_rows(
-            self.slice.heads, self.slice.kv_heads, config.num_heads // config.num_kv_heads, config.head_dim
-        )
-        return LayerWeights(
-            input_norm=self.vector(f"{prefix}.attention_norm.weight", hidden),
-            qkv=self.fused([(f"{attention}.wqkv", qkv_size, qkv_rows)], config.qkv_bias),
-            q_norm=None,
-            k_norm=None,
-            output=self.summand(f"{attention}.wo", config.num_heads * head_dim, self.head_rows, config.output_bias),
-            post_norm=self.vector(f"{prefix}.ffn_norm.weight", hidden),
-            gate_up=self.gate_up(f"{mlp}.w1", f"{mlp}.w3"),
-            down=self.summand(f"{mlp}.w2", config.intermediate_size, self.slice.intermediate, config.mlp_bias),
-        )
+    def norm(self, name: str, size: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and, where the family's norms have one, bias."""
+        weight = self.vector(f"{name}.weight", size)
+        match self.config.norm:
+            case Norm.RMS:
+                return weight, None
+            case Norm.RMS_PLUS_ONE:
+                # One plus a small number would lose its last digits in 16 bits.
+                return self.checkpoint.take(f"{name}.weight", (size,)).to(self.device, torch.float32) + 1, None
+            case Norm.LAYER:
+                return weight, self.vector(f"{name}.bias", size)
 
     def head(self, embedding: Tensor) -> tuple[Linear, ...]:
         config, hidden = self.config, self.config.hidden_size
@@ -186,18 +251,21 @@ class _Loader:
                 return self.whole("score.0", hidden, bias=True), self.whole("score.2", 1, bias=True)
             case None if config.tie_word_embeddings:
                 vocab = self.slice.vocab
-                name = "model.tok_embeddings" if self.is_internlm2 else "model.embed_tokens"
+                name = self.trunk(self.layout.embedding)
                 return (self.language_head(name, embedding[vocab.start : vocab.stop]),)
             case None:
-                name = "output" if self.is_internlm2 else "lm_head"
+                name = self.layout.head
                 quantized = self.quantized([(name, config.vocab_size)], hidden)
                 if quantized is not None:
                     return (Linear(quantized),)
                 rows = self.matrix(name, (config.vocab_size, hidden), self.slice.vocab)
                 return (self.language_head(name, rows.clone()),)
 
-    def fused(self, parts: Sequence[tuple[str, int, Sequence[range]]], bias: bool) -> Linear:
+    def fused(
+        self, parts: Sequence[tuple[str, int, Sequence[range]]], bias: bool, transposed: bool | None = None
+    ) -> Linear:
         """One linear of the hidden state, outputs in the order given. parts: name, all its outputs, which of them."""
+        transposed = self.layout.is_transposed if transposed is None else transposed
         hidden = self.config.hidden_size
         joined = None
         if bias:
@@ -207,7 +275,11 @@ class _Loader:
         quantized = self.quantized([(name, size) for name, size, _ in parts], hidden)
         if quantized is not None:
             return Linear(quantized, None if joined is None else joined.to(self.device, self.dtype))
-        weight = [self.matrix(name, (size, hidden), rows) for name, size, ranges in parts for rows in ranges]
+        weight = [
+            self.matrix(name, (size, hidden), rows, transposed=transposed)
+            for name, size, ranges in parts
+            for rows in ranges
+        ]
         places = [(name, rows, range(hidden)) for name, _, ranges in parts for rows in ranges]
         return self.linear(torch.cat(weight), joined, places)
 
@@ -230,19 +302,25 @@ class _Loader:
         )
 
     def matrix(
-        self, name: str, shape: tuple[int, int], rows: range | None = None, columns: range | None = None
+        self,
+        name: str,
+        shape: tuple[int, int],
+        rows: range | None = None,
+        columns: range | None = None,
+        transposed: bool = False,
     ) -> Tensor:
-        """The weight of a linear, or some of its rows or columns; dequantized where it is quantized."""
+        """The weight of a linear, or some of its rows or columns; dequantized where it is quantized.
+
+        `transposed`: the checkpoint has it [in, out].
+        """
+        if transposed:
+            return self.checkpoint.take(f"{name}.weight", (shape[1], shape[0]), columns, rows).T
         quantization = self.config.quantization
         if quantization is None or not is_quantized(self.checkpoint, quantization, name):
             return self.checkpoint.take(f"{name}.weight", shape, rows, columns)
         weight = dequantize(take_quantized(self.checkpoint, quantization, name, *shape, self.device), self.dtype)
         rows, columns = rows or range(shape[0]), columns or range(shape[1])
         return weight[rows.start : rows.stop, columns.start : columns.stop]
-
-    def gate_up(self, gate: str, up: str) -> Linear:
-        size, rows = self.config.intermediate_size, [self.slice.intermediate]
-        return self.fused([(gate, size, rows), (up, size, rows)], self.config.mlp_bias)
 
     def summand(self, name: str, in_size: int, columns: range, bias: bool) -> Linear:
         """The part of a linear to the hidden state that takes these inputs; all ranks' parts add up to it."""
@@ -251,13 +329,18 @@ class _Loader:
         quantized = self.quantized([(name, hidden)], in_size)
         if quantized is not None:
             return Linear(quantized, None if whole_bias is None else whole_bias.to(self.device, self.dtype))
-        weight = self.matrix(name, (hidden, in_size), columns=columns)
+        weight = self.matrix(name, (hidden, in_size), columns=columns, transposed=self.layout.is_transposed)
         places = [(name, range(hidden), columns)]
         return self.linear(weight.clone(), whole_bias if self.is_first_rank else None, places)  # added once
 
     def whole(self, name: str, size: int, bias: bool) -> Linear:
         """A linear of the hidden state that every rank has whole."""
-        return self.fused([(name, size, [range(size)])], bias)
+        return self.fused([(name, size, [range(size)])], bias, transposed=False)
+
+    def exact(self, name: str, size: int) -> Linear:
+        """A small linear of the hidden state that decides something: never quantized, whole in every rank."""
+        weight = self.matrix(name, (size, self.config.hidden_size))
+        return Linear(self.ops.pack_linear(weight.to(self.device, self.dtype)))
 
     def language_head(self, name: str, weight: Tensor) -> Linear:
         """weight: our rows; every rank gets equally many, so that their logits can be gathered."""
@@ -306,26 +389,5 @@ class _Loader:
         return self.checkpoint.take(name, shape).to(self.device, self.dtype, copy=True)
 
 
-def wqkv_rows(heads: range, kv_heads: range, queries_per_group: int, head_dim: int) -> list[range]:
-    """Where queries, keys and values of these heads, in this order, lie in InternLM2's wqkv.
-
-    It has each key-value head beside the queries that share it: per group q ... q k v, of `head_dim` rows each.
-    """
-
-    def rows(group: int, first: int, count: int = 1) -> range:
-        begin = group * (queries_per_group + 2) + first
-        return range(begin * head_dim, (begin + count) * head_dim)
-
-    queries = []
-    for group in kv_heads:
-        first = max(heads.start, group * queries_per_group)
-        stop = min(heads.stop, (group + 1) * queries_per_group)
-        queries.append(rows(group, first - group * queries_per_group, stop - first))
-    keys = [rows(group, queries_per_group) for group in kv_heads]
-    values = [rows(group, queries_per_group + 1) for group in kv_heads]
-    return queries + keys + values
-
-
-def _elements(heads: range, head_dim: int) -> range:
-    """The rows, or columns, of these heads."""
-    return range(heads.start * head_dim, heads.stop * head_dim)
+def _moved(rows: range, offset: int) -> range:
+    return range(rows.start + offset, rows.stop + offset)

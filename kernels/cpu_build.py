@@ -19,15 +19,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch  # noqa: F401  its OpenMP runtime must be in the process before ours asks for one by the same name
-
 Report = Callable[[str], None]
 
 SOURCE_DIR = Path(__file__).parent / "cpu"
 # A library that came with the installation; looked at first, never written while serving.
 SHIPPED_DIR = SOURCE_DIR / "built"
 DEFAULT_CACHE_DIR = Path("~/.cache/pdq")
-FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS = ("-std=c++20", "-O3", "-pthread", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 COMPILERS = ("g++", "c++")
 COMPILE_TIMEOUT_S = 120.0
 

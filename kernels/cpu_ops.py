@@ -44,7 +44,9 @@ class CpuOps:
         self._kv_write, self._attention_decode = functions["kv_write"], functions["attention_decode"]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`reference.rms_norm` of [rows, size] or [rows, heads, size]"""
+        """`reference.rms_norm` of [rows, size] or [rows, heads, size]; itself where the weight has another type."""
+        if weight.dtype != self.dtype:
+            return reference.rms_norm(x, weight, eps)
         self._check(x)
         size = x.shape[-1]
         assert x.dim() in (2, 3) and x.stride(-1) == 1
@@ -145,9 +147,10 @@ class CpuOps:
         meta: PrefillMeta,
         scale: float,
         sliding_window: int | None,
+        cap: float | None = None,
     ) -> Tensor:
         """`reference.attention_prefill`"""
-        return reference.attention_prefill(q, k, v, key_cache, value_cache, meta, scale, sliding_window)
+        return reference.attention_prefill(q, k, v, key_cache, value_cache, meta, scale, sliding_window, cap)
 
     def attention_decode(
         self,
@@ -158,11 +161,14 @@ class CpuOps:
         seq_lens: Tensor,
         scale: float,
         sliding_window: int | None,
+        cap: float | None = None,
     ) -> Tensor:
-        """`reference.attention_decode`, straight from the pool; that itself where a head is not whole vectors."""
+        """`reference.attention_decode`, straight from the pool; that itself for a cap or heads of no whole vectors."""
         num_seqs, num_heads, head_dim = q.shape
-        if head_dim % VECTOR:
-            return reference.attention_decode(q, key_cache, value_cache, block_tables, seq_lens, scale, sliding_window)
+        if head_dim % VECTOR or cap is not None:
+            return reference.attention_decode(
+                q, key_cache, value_cache, block_tables, seq_lens, scale, sliding_window, cap
+            )
         self._check(q)
         self._check_caches(key_cache, value_cache)
         num_kv_heads, block_size = key_cache.shape[1:3]

@@ -42,8 +42,10 @@ class Ops:
     norm_rope: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor], tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    attention_prefill: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None], Tensor]
-    attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
+    attention_prefill: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, PrefillMeta, float, int | None, float | None], Tensor
+    ]
+    attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None, float | None], Tensor]
     # A whole decoder's steps as one call each, where there is that; weights of other kinds than panels go without.
     whole_step: Callable[[StepDecoder], WholeStep | None] | None = None
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.

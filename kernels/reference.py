@@ -48,7 +48,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """out[..., j] = x[..., j] * weight[j] / sqrt(mean_j(x^2) + eps)    x: [..., hidden]"""
+    """out[..., j] = x[..., j] * weight[j] / sqrt(mean_j(x^2) + eps)    x: [..., hidden]
+
+    A weight of more digits than x has is not rounded to them: the result is.
+    """
+    if weight.dtype != x.dtype:
+        return F.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, eps).to(x.dtype)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -124,11 +129,12 @@ def attention_prefill(
     meta: PrefillMeta,
     scale: float,
     sliding_window: int | None,
+    cap: float | None = None,
 ) -> Tensor:
     """Causal attention of new tokens over their sequence's cached context and each other.
 
     q: [T, H, D]; k, v: [T, KVH, D]; T packs the new tokens of all sequences. A token sees itself and what is before
-    it, with a window of w only the last w of these. -> [T, H, D]
+    it, with a window of w only the last w of these. With a cap of c scores are c * tanh(scores / c). -> [T, H, D]
     """
     out = torch.empty_like(q)
     for index, context_len in enumerate(meta.context_lens):
@@ -144,6 +150,13 @@ def attention_prefill(
             )
             keys, values = torch.cat((cached_k, keys), dim=1), torch.cat((cached_v, values), dim=1)
         mask = _prefill_mask(num_new, keys.shape[1], sliding_window, q.device)
+        if cap is not None:
+            if mask is None and num_new > 1:
+                mask = torch.ones(num_new, num_new, dtype=torch.bool, device=q.device).tril()
+            grouped = q[rows].transpose(0, 1).reshape(len(keys), -1, num_new, q.shape[2])  # [KVH, group, new, D]
+            attended = _capped_attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), mask, scale, cap)
+            out[rows] = attended.flatten(0, 1).transpose(0, 1)
+            continue
         attended = F.scaled_dot_product_attention(
             q[rows].transpose(0, 1).unsqueeze(0),
             keys.unsqueeze(0),
@@ -155,6 +168,14 @@ def attention_prefill(
         )
         out[rows] = attended.squeeze(0).transpose(0, 1)
     return out
+
+
+def _capped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """softmax(cap * tanh(q . k * scale / cap)) . v in float32. q: [..., n, D]; keys, values: [..., m, D] -> like q"""
+    scores = torch.tanh(q.float() @ keys.float().mT * (scale / cap)) * cap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(dim=-1) @ values.float()).to(q.dtype)
 
 
 def _prefill_mask(num_new: int, num_keys: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
@@ -186,11 +207,13 @@ def attention_decode(
     seq_lens: Tensor,
     scale: float,
     sliding_window: int | None,
+    cap: float | None = None,
 ) -> Tensor:
     """Attention of one new token per sequence over its cached tokens, its own (written before) included.
 
     q: [B, H, D]; block_tables: int32 [B, max_blocks], entries past a sequence's end are any valid block; seq_lens:
-    [B]. With a window of w only the last w tokens are seen. -> [B, H, D]
+    [B]. With a window of w only the last w tokens are seen. With a cap of c scores are c * tanh(scores / c).
+    -> [B, H, D]
     """
     num_seqs, num_heads, head_dim = q.shape
     num_kv_heads, block_size = key_cache.shape[1:3]
@@ -211,7 +234,10 @@ def attention_decode(
         mask = mask[:, None, None]
     # The heads that share a KV head stand as its queries: no key is repeated (enable_gqa is 6x slower here).
     grouped = q.reshape(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+    if cap is not None:
+        attended = _capped_attention(grouped, keys, values, mask, scale, cap)
+    else:
+        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     return attended.reshape(num_seqs, num_heads, head_dim)
 
 

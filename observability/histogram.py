@@ -37,6 +37,10 @@ class Histogram:
         """The sum of what was observed."""
         return self._total
 
+    def counts(self) -> list[int]:
+        """Observations of each bucket, not cumulative; the last one has no upper bound."""
+        return list(self._counts)
+
     def buckets(self) -> list[tuple[str, int]]:
         """(upper bound, observations up to it), cumulative, as Prometheus wants them."""
         bounds = [*map(repr, self._bounds), "+Inf"]

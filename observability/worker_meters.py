@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from messages import GenerationRequest
+from messages import FinishedPhase, GenerationRequest
 from observability.catalogue import (
     BATCH,
     DECODE,
@@ -27,6 +27,9 @@ from observability.histogram import Histogram
 
 Attributes = Mapping[str, str | int | float | bool]
 Pair = tuple[str, str]  # owner of the KV, transport
+
+RECENT_PHASES = 64  # what a heartbeat carries of them is bounded by number and by age
+RECENT_S = 2.0
 
 
 class Spans(Protocol):
@@ -56,6 +59,8 @@ class WorkerMeters:
         self.read_pairs: Callable[[], Mapping[Pair, int]] = dict
         self.num_offers: Callable[[], int] = lambda: 0
         self.spans: Spans | None = None
+        self._phases: tuple[FinishedPhase, ...] = ()  # replaced, never changed: another thread reads it
+        self._num_phases = 0
 
     def count(self, metric: Metric, number: int = 1) -> None:
         """One of WORKER_COUNTERS happened."""
@@ -66,16 +71,30 @@ class WorkerMeters:
     ) -> None:
         """A phase of `request` that took so long is over now."""
         histogram.observe(seconds)
-        if request.trace:
-            self.span(name, seconds, request, **facts)
+        self.span(name, seconds, request, **facts)
 
     def span(self, name: str, seconds: float, request: GenerationRequest, **facts: str | int | float) -> None:
-        """The trace's part of `phase` alone."""
+        """`phase` without the observation: for whoever follows this request, by its trace or on the page."""
+        ended_ns = time.time_ns()
+        self._num_phases += 1
+        finished = FinishedPhase(
+            self._num_phases,
+            request.request_id,
+            int(facts.get("choice", 0)),
+            name,
+            ended_ns // 1_000_000,
+            round(seconds * 1000, 2),
+        )
+        self._phases = (*self._phases[1 - RECENT_PHASES :], finished)
         if request.trace and self.spans is not None:
-            ended_ns = time.time_ns()
             attributes = {f"pdq.{fact}": value for fact, value in facts.items()}
             attributes["pdq.request_id"] = request.request_id
             self.spans.add(name, request.trace, ended_ns - round(seconds * 1e9), ended_ns, attributes)
+
+    def recent_phases(self) -> tuple[FinishedPhase, ...]:
+        """Those that ended in the last RECENT_S, RECENT_PHASES of them at most, in order. From any thread."""
+        since_ms = (time.time() - RECENT_S) * 1000
+        return tuple(phase for phase in self._phases if phase.ended_ms >= since_ms)
 
     def histograms(self) -> tuple[Histogram, ...]:
         """All of them."""

@@ -23,6 +23,7 @@ from engine.kv_pool import KVLayout, KVPool
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
 from engine.weights import load_model
+from kernels.panels import Kind
 from messages import SamplingParams
 
 END_OF_TEXT, IM_START, IM_END = 256, 257, 258
@@ -51,6 +52,22 @@ def _rope(rope_type: str, **values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **values}}
 
 
+_GEMMA = {
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "sliding_window": 13,
+    "query_pre_attn_scalar": 20,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": False,  # a tied one repeats itself
+}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 36}
+_PHI4 = _rope(
+    "longrope",
+    partial_rotary_factor=0.6,
+    short_factor=[1.0, 1.1, 1.7],
+    long_factor=[2.0, 3.0, 5.0],
+) | {"original_max_position_embeddings": 128}
+
 # name -> (transformers' config class stem, what differs from SIZES)
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 10}),
@@ -67,6 +84,64 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "internlm2": ("Llama", _rope("dynamic", factor=2.0)),  # re-laid as InternLM2; the Llama is the oracle
     "internlm2_biased": ("Llama", {"attention_bias": True, "num_key_value_heads": 3}),
+    "llama_gelu": ("Llama", {"hidden_act": "gelu"}),
+    "gemma2": ("Gemma2", _GEMMA | {"attn_logit_softcapping": 4.0}),
+    "gemma3": (
+        "Gemma3Text",
+        _GEMMA
+        | {
+            "sliding_window_pattern": 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 13}),
+    "phi4": ("Phi3", _PHI4 | {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    "phi_whole": ("Phi3", {"head_dim": 16, "hidden_size": 96} | _rope("default", partial_rotary_factor=0.5)),
+    "gpt_neox": ("GPTNeoX", _rope("default", partial_rotary_factor=0.4)),
+    "gpt_neox_in_turn": (
+        "GPTNeoX",
+        {"use_parallel_residual": False, "hidden_act": "gelu_fast", "num_hidden_layers": 2}
+        | _rope("linear", factor=2.0, partial_rotary_factor=1.0),
+    ),
+    "gpt2": ("GPT2", {"n_inner": 101}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "sliding_window": 13, "intermediate_size": 100}),
+    "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 53, "mlp_only_layers": [1]}),
+    "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 2}),
+}
+# Those that run through transformers' own code.
+FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo3": ("Olmo3", {"sliding_window": 13, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "cohere": (
+        "Cohere",
+        {"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": False, "num_hidden_layers": 2},
+    ),
+}
+FOREIGN_REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": ("GptOss", {"head_dim": 10, "hidden_size": 64, "intermediate_size": 64, "num_local_experts": 4}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 6,
+            "q_lora_rank": 20,
+            "kv_lora_rank": 20,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 12,
+            "v_head_dim": 10,
+            "first_k_dense_replace": 3,
+        },
+    ),
 }
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_reward": ("Llama", {}),
@@ -83,6 +158,12 @@ CUTTABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm2_even": ("Llama", _EVEN | {"attention_bias": True}),
     "internlm2_even_4": ("Llama", _EVEN | {"num_key_value_heads": 4}),
     "qwen2_reward_even": ("Qwen2", _EVEN),
+    "gemma2_even": ("Gemma2", _EVEN | _GEMMA | {"attn_logit_softcapping": 4.0}),
+    "phi4_even": ("Phi3", _EVEN | _PHI4),
+    "gpt_neox_even": ("GPTNeoX", _EVEN | _rope("default", partial_rotary_factor=0.4)),
+    "gpt2_even": ("GPT2", _EVEN | {"n_inner": 92}),
+    "mixtral_even": ("Mixtral", _EVEN | {"num_local_experts": 5}),
+    "qwen2_moe_even": ("Qwen2Moe", _EVEN | _EXPERTS | {"shared_expert_intermediate_size": 52}),
 }
 
 
@@ -103,9 +184,9 @@ def _root() -> Path:
 
 @functools.cache
 def tiny_model(name: str) -> TinyModel:
-    """The checkpoint `name` of DECODERS, REWARDS or CUTTABLE, in float32."""
+    """The checkpoint `name` of DECODERS, FOREIGN, REWARDS or CUTTABLE, in float32."""
     is_reward = "reward" in name
-    stem, values = (DECODERS | REWARDS | CUTTABLE)[name]
+    stem, values = (DECODERS | FOREIGN | FOREIGN_REFUSED | REWARDS | CUTTABLE)[name]
     oracle_path = _root() / name
     _build(oracle_path, stem, values, "SequenceClassification" if is_reward else "CausalLM", seed=len(name))
     if name.startswith("internlm2"):
@@ -133,14 +214,14 @@ def _build(path: Path, stem: str, values: dict[str, Any], kind: str, seed: int) 
     labels = {"num_labels": 1} if kind == "SequenceClassification" else {}
     config = getattr(transformers, f"{stem}Config")(**(SIZES | values | labels))
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{stem}For{kind}")(config)
+    model = getattr(transformers, f"AutoModelFor{kind}").from_config(config)
     with torch.no_grad():
         for tensor_name, tensor in model.named_parameters():
             # transformers leaves norms at one and biases at zero, which would hide that they are used.
-            if "norm" in tensor_name:
+            if tensor_name.endswith("bias"):
+                tensor.normal_(std=0.1 if stem.startswith("GPT") else 0.5)  # theirs are many, and would be all there is
+            elif "norm" in tensor_name or ".ln_" in tensor_name:
                 tensor.uniform_(0.5, 1.5)
-            elif tensor_name.endswith("bias"):
-                tensor.normal_(std=0.5)
     model.save_pretrained(path)
     _write_tokenizer(path)
 
@@ -244,7 +325,10 @@ def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 def _oracle(path: Path) -> Any:
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    # Not every other implementation knows Gemma 2's cap.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     model.generation_config = copy.deepcopy(model.generation_config)
     model.generation_config.eos_token_id = None  # as many tokens as asked for
     return model
@@ -258,11 +342,28 @@ def transformers_greedy(path: Path, prompt: list[int], num_tokens: int) -> list[
     return tokens
 
 
+def transformers_logprobs(path: Path, prompt_list: list[list[int]], dtype: torch.dtype) -> Tensor:
+    """float32 [num_prompts, vocab], of the tokens after the prompts, computed in `dtype`."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    # The others want experts of sizes that divide by 16.
+    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager", **experts)
+    with torch.inference_mode():
+        logits = [model.eval()(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompt_list]
+    return torch.stack(logits).log_softmax(dim=-1)
+
+
 def tiny_runner(
-    path: Path, num_blocks: int = 256, block_size: int = 16, dtype: torch.dtype | None = None
+    path: Path,
+    num_blocks: int = 256,
+    block_size: int = 16,
+    dtype: torch.dtype | None = None,
+    kind: Kind | None = None,
 ) -> ModelRunner:
     """A runner on a pool of its own."""
-    model = load_model(path, dtype, torch.device("cpu"))
+    model = load_model(path, dtype, torch.device("cpu"), kind=kind)
     config = model.config
     layout = KVLayout(config.num_layers, config.num_kv_heads, block_size, config.head_dim, model.dtype)
     return ModelRunner(model, KVPool.allocate(layout, num_blocks))

@@ -15,9 +15,9 @@ from bench.doctor.check import Finding, Verdict
 from engine.block_space import BlockSpace
 from engine.generator import Generator
 from engine.kv_pool import KVLayout, KVPool
-from engine.model import Model
 from engine.model_files import resolve_model
 from engine.model_runner import ModelRunner
+from engine.served_model import ServedModel
 from engine.weights import load_model
 from kernels.ops import PrefillMeta
 from messages import SamplingParams
@@ -75,7 +75,7 @@ def judge(subject: str, logits: torch.Tensor, output: Sequence[int], largest_gap
     return Finding(subject, verdict, said, figures={"tokens": len(output), "equal_tokens": num_equal, "max_gap": gap})
 
 
-def generate(model: Model, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+def generate(model: ServedModel, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
     """Greedy tokens, the prompts together: chunked prefill, then decode in one batch. EOS is ignored."""
     pool = _pool(model, sum(_num_blocks(len(prompt) + num_tokens) + 1 for prompt in prompts))
     space = BlockSpace(pool.num_blocks, _BLOCK_SIZE, prefix_cache=False)
@@ -85,7 +85,7 @@ def generate(model: Model, prompts: Sequence[list[int]], num_tokens: int) -> lis
 
 
 @torch.inference_mode()
-def _logits(model: Model, prompt: list[int], output: list[int]) -> torch.Tensor:
+def _logits(model: ServedModel, prompt: list[int], output: list[int]) -> torch.Tensor:
     """The model's logits before each token of `output`, in one pass. -> float32 [len(output), vocab]"""
     token_ids = [*prompt, *output[:-1]]
     num_blocks = _num_blocks(len(token_ids))
@@ -95,7 +95,7 @@ def _logits(model: Model, prompt: list[int], output: list[int]) -> torch.Tensor:
     return model.logits(hidden[len(prompt) - 1 :])
 
 
-def _pool(model: Model, num_blocks: int) -> KVPool:
+def _pool(model: ServedModel, num_blocks: int) -> KVPool:
     config = model.config
     layout = KVLayout(config.num_layers, config.num_kv_heads, _BLOCK_SIZE, config.head_dim, model.dtype)
     return KVPool.allocate(layout, num_blocks, model.device)

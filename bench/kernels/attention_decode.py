@@ -18,6 +18,7 @@ def cases() -> list[KernelCase]:
         _of("Mistral 7B, window, float8", 16, 1024, 32, 8, 128, window=512, cache_dtype=torch.float8_e4m3fn),
         _of("heads of 80", 16, 1024, 32, 32, 80),
         _of("heads of 256", 16, 1024, 8, 4, 256),
+        _of("Gemma 2 9B, window, cap", 16, 1024, 16, 8, 256, window=512, cap=50.0),
     ]
 
 
@@ -37,6 +38,7 @@ def _of(
     window: int | None = None,
     block_size: int = 16,
     cache_dtype: torch.dtype = torch.bfloat16,
+    cap: float | None = None,
 ) -> KernelCase:
     dtype = torch.bfloat16
     num_blocks = max_tokens // block_size
@@ -46,7 +48,7 @@ def _of(
         pool = inputs.randn(num_seqs * num_blocks, 2, 2, num_kv_heads, block_size, head_dim, dtype=cache_dtype)
         tables = inputs.permutation(num_seqs * num_blocks, num_seqs, num_blocks)
         lens = inputs.integers(max_tokens // 2, max_tokens + 1, num_seqs)
-        return q, pool[:, 1, 0], pool[:, 1, 1], tables, lens, head_dim**-0.5, window
+        return q, pool[:, 1, 0], pool[:, 1, 1], tables, lens, head_dim**-0.5, window, cap
 
     seen = min(window or max_tokens, max_tokens * 3 // 4)
     traffic = num_seqs * (

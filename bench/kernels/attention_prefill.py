@@ -26,6 +26,7 @@ def cases() -> list[KernelCase]:
         _of("Mistral 7B, window, float8", [4096], [4096], 32, 8, 128, 4096, torch.float8_e4m3fn),
         _of("heads of 80", [2048], [0], 32, 32, 80),
         _of("heads of 256", [2048], [0], 8, 4, 256),
+        _of("Gemma 2 9B, window, cap", [2048], [2048], 16, 8, 256, 512, cap=50.0),
     ]
 
 
@@ -47,6 +48,7 @@ def _of(
     head_dim: int,
     window: int | None = None,
     cache_dtype: torch.dtype = torch.bfloat16,
+    cap: float | None = None,
 ) -> KernelCase:
     dtype, block_size = torch.bfloat16, 16
     is_float8 = cache_dtype.itemsize == 1
@@ -62,7 +64,7 @@ def _of(
         tables = [[next(ids) for _ in range(count)] for count in num_blocks]
         cu_seqlens = [sum(new[:index]) for index in range(len(new) + 1)]
         meta = PrefillMeta.of(cu_seqlens, context_lens, tables, inputs.device)
-        return q, k, v, pool[:, 1, 0], pool[:, 1, 1], meta, head_dim**-0.5, window
+        return q, k, v, pool[:, 1, 0], pool[:, 1, 1], meta, head_dim**-0.5, window, cap
 
     pairs = sum(
         min(window or length, context + (place + 1))

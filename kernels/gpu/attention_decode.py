@@ -40,7 +40,8 @@ def _attention_decode_kernel(
     q_stride,
     block_stride,
     table_stride,
-    scale_log2,
+    scale,
+    cap,
     window,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -52,6 +53,7 @@ def _attention_decode_kernel(
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     sequence = tl.program_id(0).to(tl.int64)
@@ -88,7 +90,9 @@ def _attention_decode_kernel(
         places = block_ids * block_stride + of_head + (tokens % BLOCK_SIZE) * HEAD_DIM
         is_element = is_token[:, None] & is_column[None, :]
         keys = tl.load(key_cache_ptr + places[:, None] + columns[None, :], mask=is_element, other=0.0)
-        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee") * scale_log2
+        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee") * scale
+        if HAS_CAP:
+            scores = cap * (2.0 / (1.0 + tl.exp(-2.0 * scores)) - 1.0)  # tanh, of scores / cap
         scores = tl.where(is_token[None, :], scores, -1e30)
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         faded = tl.exp2(largest - new_largest)
@@ -140,6 +144,7 @@ def attention_decode(
     seq_lens: Tensor,
     scale: float,
     sliding_window: int | None,
+    cap: float | None = None,
     num_splits: int | None = None,
 ) -> Tensor:
     """`reference.attention_decode`; the cache may be float8 (e4m3). `num_splits` (a power of 2) is for tests."""
@@ -172,7 +177,8 @@ def attention_decode(
         q.stride(0),
         key_cache.stride(0),
         block_tables.stride(0),
-        scale * _LOG2_E,
+        scale * _LOG2_E if cap is None else scale / cap,
+        0.0 if cap is None else cap * _LOG2_E,
         sliding_window or 0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
@@ -184,6 +190,7 @@ def attention_decode(
         TILE=tile,
         NUM_SPLITS=num_splits,
         HAS_WINDOW=sliding_window is not None,
+        HAS_CAP=cap is not None,
         STAGES=_STAGES,
         num_warps=4,
     )

@@ -24,9 +24,11 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _attend(q, keys, values, visible, largest, total, summed, scale_log2, MASKED: tl.constexpr):
+def _attend(q, keys, values, visible, largest, total, summed, scale, cap, MASKED: tl.constexpr, HAS_CAP: tl.constexpr):
     """One turn of the online softmax."""
-    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale_log2
+    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+    if HAS_CAP:
+        scores = cap * (2.0 / (1.0 + tl.exp(-2.0 * scores)) - 1.0)  # tanh, of scores / cap
     if MASKED:
         scores = tl.where(visible, scores, -1e30)
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
@@ -56,7 +58,8 @@ def _attention_prefill_kernel(
     v_stride,
     block_stride,
     table_stride,
-    scale_log2,
+    scale,
+    cap,
     window,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -69,6 +72,7 @@ def _attention_prefill_kernel(
     BLOCK_ROWS: tl.constexpr,
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     sequence = tl.load(tiles_ptr + 2 * tl.program_id(0)).to(tl.int64)
@@ -109,7 +113,7 @@ def _attention_prefill_kernel(
         values = tl.load(value_cache_ptr + cached[:, None] + columns[None, :], mask=is_column[None, :], other=0.0)
         visible = (context_len + tokens)[:, None] - places[None, :] < window
         largest, total, summed = _attend(
-            q, keys.to(q.dtype), values.to(q.dtype), visible, largest, total, summed, scale_log2, HAS_WINDOW
+            q, keys.to(q.dtype), values.to(q.dtype), visible, largest, total, summed, scale, cap, HAS_WINDOW, HAS_CAP
         )
     for tile in tl.range(whole, tl.cdiv(context_len, TILE), num_stages=1):
         places = tile * TILE + tl.arange(0, TILE)
@@ -123,7 +127,7 @@ def _attention_prefill_kernel(
         if HAS_WINDOW:
             visible = visible & ((context_len + tokens)[:, None] - places[None, :] < window)
         largest, total, summed = _attend(
-            q, keys.to(q.dtype), values.to(q.dtype), visible, largest, total, summed, scale_log2, True
+            q, keys.to(q.dtype), values.to(q.dtype), visible, largest, total, summed, scale, cap, True, HAS_CAP
         )
 
     # The new tokens before this tile's, then those around the diagonal.
@@ -137,7 +141,9 @@ def _attention_prefill_kernel(
         keys = tl.load(k_head + of_places * k_stride + columns[None, :], mask=is_column[None, :], other=0.0)
         values = tl.load(v_head + of_places * v_stride + columns[None, :], mask=is_column[None, :], other=0.0)
         visible = tokens[:, None] - places[None, :] < window
-        largest, total, summed = _attend(q, keys, values, visible, largest, total, summed, scale_log2, HAS_WINDOW)
+        largest, total, summed = _attend(
+            q, keys, values, visible, largest, total, summed, scale, cap, HAS_WINDOW, HAS_CAP
+        )
     end = tl.minimum(first + TILE_TOKENS, num_new)
     for tile in tl.range(diagonal, tl.cdiv(end, TILE), num_stages=1):
         places = tile * TILE + tl.arange(0, TILE)
@@ -148,7 +154,7 @@ def _attention_prefill_kernel(
         visible = (places[None, :] <= tokens[:, None]) & is_row[:, None]
         if HAS_WINDOW:
             visible = visible & (tokens[:, None] - places[None, :] < window)
-        largest, total, summed = _attend(q, keys, values, visible, largest, total, summed, scale_log2, True)
+        largest, total, summed = _attend(q, keys, values, visible, largest, total, summed, scale, cap, True, HAS_CAP)
 
     out = summed / tl.where(total > 0.0, total, 1.0)[:, None]
     out_rows = q_rows[:, None] * (NUM_HEADS * HEAD_DIM) + heads[:, None] * HEAD_DIM + columns[None, :]
@@ -164,6 +170,7 @@ def attention_prefill(
     meta: PrefillMeta,
     scale: float,
     sliding_window: int | None,
+    cap: float | None = None,
 ) -> Tensor:
     """`reference.attention_prefill`; the cache may be float8 (e4m3)."""
     num_tokens, num_heads, head_dim = q.shape
@@ -193,7 +200,8 @@ def attention_prefill(
         v.stride(0),
         key_cache.stride(0),
         meta.block_tables.stride(0),
-        scale * _LOG2_E,
+        scale * _LOG2_E if cap is None else scale / cap,
+        0.0 if cap is None else cap * _LOG2_E,
         sliding_window or 0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
@@ -206,6 +214,7 @@ def attention_prefill(
         BLOCK_ROWS=shape.rows,
         TILE=shape.tile,
         HAS_WINDOW=sliding_window is not None,
+        HAS_CAP=cap is not None,
         STAGES=shape.stages,
         num_warps=shape.num_warps,
     )

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from api.app import create_app
 from api.errors import is_openai
 from api.key_file import KeyFileError, Scope, disable_key, hash_of
-from api.key_gate import CLIENT_PATHS, MONITOR_PATHS, OPEN_PATHS, is_counted, scopes_for
+from api.key_gate import CLIENT_PATHS, MONITOR_PATHS, OPEN_PATHS, is_counted, is_open, scopes_for
 from api.key_ring import CHECK_S
 from api.server import is_loopback, serve
 from settings import SecuritySettings, Settings
@@ -53,16 +53,24 @@ def test_every_route_but_the_open_ones_asks_for_a_key(settings: Settings, keys: 
         async with fake_cluster(keys.settings(settings)) as cluster:
             closed = [path for path in paths_of(cluster.app.routes) if path not in OPEN_PATHS]
             assert len(closed) >= 10
-            spellings = [*closed, *(f"{path}/" for path in (*closed, *OPEN_PATHS)), "/nope", "//health", "/health/x"]
+            spellings = [
+                *closed,
+                *(f"{path.rstrip('/')}/" for path in (*closed, *OPEN_PATHS)),
+                "/nope",
+                "http://test//health",
+                "/health/x",
+            ]
             spellings += ["/HEALTH", "/health%2f", "/health;x", "/%68ealth/", "/health/../generate", "/docs?x=/health"]
             for path in spellings:
                 for method in METHODS:
+                    if is_open(method, path):
+                        continue
                     answer = await cluster.client.request(method, path)
                     assert answer.status_code == 401, (method, path)
                     assert answer.headers["www-authenticate"] == "Bearer"
                     assert "x-request-id" in answer.headers
                     assert method == "HEAD" or list(answer.json()) == ["error" if is_openai(path) else "message"]
-            for path in OPEN_PATHS:
+            for path in (*OPEN_PATHS, "/", "/page/main.js"):
                 assert (await cluster.client.get(path)).status_code == 200, path
             assert cluster.requests == []
 
@@ -75,11 +83,18 @@ def test_every_route_stands_in_a_list(settings: Settings) -> None:
     async def main() -> None:
         async with fake_cluster(settings, takes_jobs=False) as cluster:
             for path in paths_of(create_app(cluster.services).routes):
-                is_listed = path in OPEN_PATHS or scopes_for(path) != {Scope.ADMIN}
+                is_listed = is_open("GET", path) or scopes_for(path) != {Scope.ADMIN}
                 assert is_listed, f"{path} is in none of the lists of api/key_gate.py"
 
     run(main())
     assert not OPEN_PATHS & (CLIENT_PATHS | MONITOR_PATHS)
+
+
+def test_of_the_page_only_its_files_are_open() -> None:
+    for path in ("/", "/page/main.js", "/page/none"):
+        assert is_open("GET", path) and is_open("HEAD", path)
+        assert not any(is_open(method, path) for method in METHODS if method not in ("GET", "HEAD"))
+    assert not any(is_open("GET", path) for path in ("/page", "/cluster", "/generate", "//", "/pages/x", "x/page/"))
 
 
 def test_a_request_that_runs_is_its_clients_to_ask_about_and_to_cancel_at_any_limit() -> None:
@@ -99,7 +114,7 @@ def test_scopes(settings: Settings, keys: KeyFile) -> None:
                 answer = await cluster.client.request(method, path, json=body, headers=keys.bearer(key))
                 return answer.status_code
 
-            for path in ("/metrics", "/token_load", "/docs"):
+            for path in ("/metrics", "/token_load", "/cluster", "/docs"):
                 codes = [await status(key, "GET", path) for key in ("alice", "grafana", "root")]
                 assert codes == [403, 200, 200], path
             for path in ("/generate", "/generate_stream", "/"):

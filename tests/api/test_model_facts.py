@@ -53,6 +53,27 @@ def test_eos_token_ids(
     assert facts(tmp_path, config, generation).eos_token_ids == eos
 
 
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"n_positions": 33}, 33),  # GPT-2's word
+        ({}, 0),
+        ({"max_position_embeddings": 90, "rope_scaling": {"type": "linear", "factor": 2}}, 90),
+        ({"max_position_embeddings": 90, "rope_scaling": {"short_factor": [1], "long_factor": [1]}}, 90),
+        (
+            {
+                "max_position_embeddings": 90,
+                "original_max_position_embeddings": 30,
+                "rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [2]},
+            },
+            30,
+        ),
+    ],
+)
+def test_longest_request(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
+    assert facts(tmp_path, config).max_position_embeddings == longest
+
+
 def test_names_bounds_and_defaults(tmp_path: Path) -> None:
     read = facts(tmp_path, {"max_position_embeddings": 77}, {"temperature": 0.6, "top_k": 0, "do_sample": True})
     assert (read.name, read.max_position_embeddings) == (tmp_path.name, 77)

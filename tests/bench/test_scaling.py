@@ -81,4 +81,5 @@ def test_simulated_workers_take_the_time_they_are_told_and_serve_every_request()
     assert [record.failure for record in records] == [None] * 8
     for record in records:
         assert record.ttft_s > 40 * pace.prefill_token_s
-        assert record.e2e_s - record.ttft_s > 3 * pace.decode_step_s  # 4 steps, the first of which may have begun
+        # 4 steps, the first of which may have begun. From the request on: a busy machine may read a first token late.
+        assert record.e2e_s > 40 * pace.prefill_token_s + 3 * pace.decode_step_s

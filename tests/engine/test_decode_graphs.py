@@ -21,7 +21,7 @@ from engine.model import Model
 from engine.model_runner import ModelRunner
 from engine.weights import load_model
 from kernels.gpu.table import gpu_ops
-from tests.tiny_models import greedy, prompts, sequences_for, tiny_model
+from tests.tiny_models import greedy, prompts, sequences_for, tiny_model, transformers_greedy
 
 NUM_TOKENS = 3
 PROMPTS = prompts(count=3, longest=20)
@@ -90,6 +90,25 @@ def test_the_same_tokens_for_every_batch_size(model: Model) -> None:
         recorded = greedy(ModelRunner(model, pool, graphs=graphs), PROMPTS[:count], NUM_TOKENS)
         assert recorder.num_replayed - before == replays
         assert recorded == greedy(ModelRunner(model, pool), PROMPTS[:count], NUM_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_other_families_are_recorded_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter.install()
+    monkeypatch.setattr("engine.weights.select_ops", lambda device, dtype: gpu_ops())
+    model = load_model(tiny_model(name).path, torch.float32, torch.device("cpu"))
+    pool, recorder = pool_for(model), Recorder()
+    graphs = DecodeGraphs(model, pool, 1, 48, recorder, lambda text: None)
+    prompt = prompts(count=2, longest=33)[1]
+    recorded = greedy(ModelRunner(model, pool, graphs=graphs), [prompt], NUM_TOKENS)
+    assert recorder.num_replayed == NUM_TOKENS - 1
+    assert recorded == [transformers_greedy(tiny_model(name).path, prompt, NUM_TOKENS)]
+
+
+def test_a_mixture_of_experts_cannot_be_recorded() -> None:
+    model = load_model(tiny_model("mixtral").path, torch.float32, torch.device("cpu"))
+    assert not model.can_be_recorded
+    assert load_model(tiny_model("gpt2").path, torch.float32, torch.device("cpu")).can_be_recorded
 
 
 def test_padding_writes_nothing_and_a_longer_sequence_is_launched(model: Model) -> None:

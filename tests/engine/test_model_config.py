@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.families import Residual
 from engine.model_config import ModelConfig, RewardHead, TensorNames
 from engine.rope_scaling import RopeScaling
 from messages import ModelError
@@ -24,6 +25,10 @@ LLAMA: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "eos_token_id": 7,
 }
+GPT2: dict[str, Any] = {"architectures": ["GPT2LMHeadModel"]}
+GEMMA3: dict[str, Any] = {"architectures": ["Gemma3ForCausalLM"]}
+PHI3: dict[str, Any] = {"architectures": ["Phi3ForCausalLM"]}
+MIXTRAL: dict[str, Any] = {"architectures": ["MixtralForCausalLM"]}
 
 
 def parse(tmp_path: Path, generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
@@ -66,7 +71,7 @@ def test_both_spellings_of_rope_are_one(tmp_path: Path) -> None:
     old = parse(tmp_path, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
     new = parse(tmp_path, rope_parameters={"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0})
     assert old.rope == new.rope
-    assert (new.rope.theta, new.rope.factor) == (5e5, 2.0)
+    assert new.rope is not None and (new.rope.theta, new.rope.factor) == (5e5, 2.0)
 
 
 def test_yarn_stretches_the_context_that_its_config_may_still_state(tmp_path: Path) -> None:
@@ -124,6 +129,54 @@ def test_mistrals_window(tmp_path: Path) -> None:
     assert parse(tmp_path, **mistral, sliding_window=9).sliding_windows == (9,) * 4
 
 
+def test_gemmas_as_transformers_4_wrote_them(tmp_path: Path) -> None:
+    """Configs of that time leave out what is the family's default."""
+    gemma2 = parse(tmp_path, architectures=["Gemma2ForCausalLM"], sliding_window=9)
+    assert gemma2.sliding_windows == (9, None, 9, None)
+    assert (gemma2.attention_cap, gemma2.logit_cap, gemma2.attention_scale) == (50.0, 30.0, 256**-0.5)
+    assert gemma2.tie_word_embeddings and gemma2.local_rope is None and gemma2.embedding_scale == 60**0.5
+    rope: dict[str, Any] = {"rope_theta": 5e5, "rope_local_base_freq": 2e3}
+    old: dict[str, Any] = {"sliding_window_pattern": 3, "sliding_window": 9} | rope
+    gemma3 = parse(tmp_path, **GEMMA3, **old, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert gemma3.sliding_windows == (9, 9, None, 9)
+    assert gemma3.rope is not None and gemma3.local_rope is not None
+    assert (gemma3.rope.theta, gemma3.rope.factor, gemma3.local_rope.theta) == (5e5, 8.0, 2e3)
+    assert gemma3.local_rope.rope_type == "default" and gemma3.attention_cap is None
+
+
+def test_gpt2s_words(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 77, "n_inner": None}
+    config = parse(tmp_path, **GPT2, **words, num_key_value_heads=2)
+    assert (config.hidden_size, config.num_heads, config.num_kv_heads, config.num_layers) == (48, 4, 4, 2)
+    assert (config.intermediate_size, config.max_position_embeddings, config.rope) == (192, 77, None)
+
+
+def test_neox_as_transformers_4_wrote_it(tmp_path: Path) -> None:
+    neox: dict[str, Any] = {"architectures": ["GPTNeoXForCausalLM"], "rotary_pct": 0.5, "rotary_emb_base": 500}
+    config = parse(tmp_path, **neox, hidden_size=96)
+    assert config.rope is not None and config.rotary_dim == 8 and config.rope.theta == 500
+    assert config.num_kv_heads == 6 and config.qkv_bias and config.residual is Residual.PARALLEL
+    assert parse(tmp_path, **neox, hidden_size=96, use_parallel_residual=False).residual is Residual.SEQUENTIAL
+
+
+def test_two_sets_of_longrope_end_where_the_first_does(tmp_path: Path) -> None:
+    scaling = {"type": "su", "short_factor": [1.0] * 5, "long_factor": [2.0] * 5}
+    config = parse(tmp_path, **PHI3, rope_scaling=scaling, original_max_position_embeddings=64)
+    assert config.max_position_embeddings == 64 and config.rope is not None
+    assert config.rope.frequency_factors == (1.0,) * 5
+    scaling["long_factor"] = scaling["short_factor"]
+    assert parse(tmp_path, **PHI3, rope_scaling=scaling).max_position_embeddings == 128
+
+
+def test_experts_of_some_layers(tmp_path: Path) -> None:
+    qwen: dict[str, Any] = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "moe_intermediate_size": 12}
+    experts = parse(tmp_path, **qwen, decoder_sparse_step=2, mlp_only_layers=[3]).experts
+    assert experts is not None and experts.layers == {1} and experts.shared_intermediate_size == 0
+    mixtral = parse(tmp_path, **MIXTRAL).experts
+    assert mixtral is not None and mixtral.is_normalized and mixtral.intermediate_size == 70
+    assert parse(tmp_path).experts is None
+
+
 def test_families_differ_in_biases_and_norms(tmp_path: Path) -> None:
     qwen2 = parse(tmp_path, architectures=["Qwen2ForCausalLM"])
     assert (qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm) == (True, False, False)
@@ -151,11 +204,30 @@ def test_reward_models_are_told_by_architecture(tmp_path: Path, changes: dict[st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel is not supported; LlamaForCausalLM"),
+        (
+            {"architectures": ["Gemma3ForConditionalGeneration"]},
+            r"Generation is not supported; LlamaForCausalLM",
+        ),
+        ({"architectures": ["Gemma2ForSequenceClassification"]}, r"of reward models InternLM2ForRewardModel"),
         ({"architectures": None}, r"none named"),
         ({"architectures": ["LlamaForRewardModel"]}, r"of reward models InternLM2ForRewardModel"),
         ({"architectures": ["LlamaForSequenceClassification"]}, r"2 labels; only one"),
-        ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported; silu is"),
+        ({"hidden_act": "quick_gelu"}, r"hidden_act 'quick_gelu' is not supported; silu, "),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx True is not .*; False is"),
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping 50.0 is not supported; none at all is"),
+        (
+            GEMMA3 | {"use_bidirectional_attention": True},
+            r"use_bidirectional_attention True is not .*; False is",
+        ),
+        (GEMMA3 | {"rope_parameters": {"rope_type": "linear"}}, r"full_attention and sliding_attention are its keys"),
+        (GEMMA3 | {"final_logit_softcapping": -1.0}, r"final_logit_softcapping -1.0 is not supported; it must be more"),
+        (PHI3 | {"partial_rotary_factor": 0.5, "head_dim": 10}, r"5 rotated dimensions of 10 are no pairs"),
+        (PHI3 | {"partial_rotary_factor": 1.5}, r"partial_rotary_factor 1.5 is not supported; .* at most 1"),
+        (PHI3 | {"quantization_config": {"quant_method": "fp8"}}, r"quantized weights of Phi3ForCausalLM"),
+        (MIXTRAL | {"quantization_config": {"quant_method": "fp8"}}, r"quantized weights of MixtralForCausalLM"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, r"needs a short_factor and a long_factor"),
+        (MIXTRAL | {"num_experts_per_tok": 9}, r"num_experts_per_tok 9 is not supported; there are 8 experts"),
+        ({"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": True}, r"supported without layer_types"),
         ({"quantization_config": {"quant_method": "hqq"}}, r"quant_method 'hqq' are not supported; 'fp8' or"),
         ({"rope_scaling": {"type": "su"}}, r"rope type 'su' is not supported; default, linear"),
         ({"rope_scaling": {"type": "linear"}}, r"'linear' needs a factor"),

@@ -115,12 +115,14 @@ def test_llama3_scaling_comes_as_divisors(tmp_path: Path) -> None:
     from engine.model_config import ModelConfig
 
     rope = ModelConfig.from_dir(original).rope
+    assert rope is not None
     head_dim = 10
     plain = 1 / rope.theta ** (torch.arange(0, head_dim, 2) / head_dim)
     write_gguf(original, tmp_path / "m.gguf", "llama", (plain / rope.inverse_frequencies(head_dim)).tolist())
     target.mkdir()
     convert_gguf(tmp_path / "m.gguf", target, lambda text: None)
     converted = ModelConfig.from_dir(target).rope
+    assert converted is not None
     torch.testing.assert_close(converted.inverse_frequencies(head_dim), rope.inverse_frequencies(head_dim))
     assert converted.attention_factor == 1.0
 

@@ -4,10 +4,13 @@ import functools
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.prefill_rows import PrefillRows
 from engine.step import PrefillStep
+from kernels import cpu_build
+from kernels.panels import Kind
 from tests.tiny_models import (
     DECODERS,
     greedy,
@@ -19,9 +22,11 @@ from tests.tiny_models import (
     tiny_model,
     tiny_runner,
     transformers_greedy,
+    transformers_logprobs,
 )
 
 NUM_TOKENS = 24
+UNLIKE_LLAMA = ["gemma2", "gemma3", "phi4", "gpt_neox", "gpt2", "qwen2_moe"]
 PROMPTS = prompts(count=5, longest=45)  # across block borders and, with 24 more, far across every sliding window
 
 
@@ -43,13 +48,13 @@ def test_every_family_generates_what_transformers_does(name: str) -> None:
     assert all(len(set(row)) > 3 for row in tokens), "a degenerate model proves nothing"
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2_windowed", "internlm2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2_windowed", "internlm2", *UNLIKE_LLAMA])
 @pytest.mark.parametrize("token_budget", [1, 7, 16, 33])
 def test_chunking_changes_nothing(name: str, token_budget: int) -> None:
     assert greedy(runner_of(name), PROMPTS, NUM_TOKENS, token_budget) == expected(name)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", *UNLIKE_LLAMA])
 def test_batch_composition_changes_nothing(name: str) -> None:
     alone = [greedy(runner_of(name), [prompt], NUM_TOKENS)[0] for prompt in PROMPTS]
     assert alone == expected(name)
@@ -73,7 +78,7 @@ def test_sequences_may_join_and_leave_between_steps() -> None:
     assert [one.output_token_ids for one in sequences] == expected("llama")
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral", *UNLIKE_LLAMA])
 def test_shared_prefix_blocks_are_as_good_as_computed_ones(name: str) -> None:
     runner = runner_of(name)
     block_size = runner.kv_layout.block_size
@@ -158,14 +163,40 @@ def test_sharded_checkpoint_is_the_same_model() -> None:
     assert greedy(tiny_runner(path), PROMPTS, NUM_TOKENS) == expected("llama")
 
 
+@pytest.mark.parametrize(
+    ("name", "has_whole_steps"),
+    [("phi_whole", True), ("llama", False), ("gemma2", False), ("gpt_neox", False), ("mixtral", False)],
+)
+def test_bfloat16_is_as_near_to_float32_as_transformers_is(name: str, has_whole_steps: bool) -> None:
+    path = tiny_model(name).path
+    runner = tiny_runner(path, dtype=torch.bfloat16)
+    if cpu_build.load() is not None:
+        assert runner.model.has_whole_steps == has_whole_steps  # of heads that are whole vectors
+    exact = logprobs_of(runner_of(name))
+    ours, theirs = logprobs_of(runner), transformers_logprobs(path, PROMPTS, torch.bfloat16)
+    # Rounded in other places, so not the same; a wrong layout is off by the whole spread, 20 times as much.
+    assert (ours - exact).abs().mean() < 1.5 * (theirs - exact).abs().mean()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi4", "gpt2", "gpt_neox"])
+def test_weights_of_8_bits_stay_near_16(name: str) -> None:
+    if cpu_build.load() is None:
+        pytest.skip("no C++ compiler here, or no AVX2")
+    path = tiny_model(name).path
+    exact, coarse = (logprobs_of(tiny_runner(path, dtype=torch.bfloat16, kind=kind)) for kind in (None, Kind.INT8))
+    assert 0 < (coarse - exact).abs().mean() < 0.1 * exact.std()  # a wrong layout is off by the spread
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
-    logprobs = []
-    for runner in (runner_of("llama"), tiny_runner(tiny_model("llama").path, dtype=dtype)):
-        assert runner.pool.tensor.dtype == runner.model.dtype
-        sequences = sequences_for(runner, PROMPTS, 1)
-        rows = PrefillRows.of([PrefillChunk(one, one.num_tokens) for one in sequences], runner.kv_layout.block_size)
-        logits = runner.compute(PrefillStep(rows, list(range(len(sequences)))))
-        logprobs.append(logits.log_softmax(dim=-1))
+    near = logprobs_of(tiny_runner(tiny_model("llama").path, dtype=dtype))
     # 3 layers of 8-bit mantissas on logits of spread ~5; a wrong layout is off by that spread.
-    assert (logprobs[0] - logprobs[1]).abs().mean() < 0.05
+    assert (logprobs_of(runner_of("llama")) - near).abs().mean() < 0.05
+
+
+def logprobs_of(runner: ModelRunner) -> Tensor:
+    """[num_prompts, vocab], of the tokens after the prompts"""
+    assert runner.pool.tensor.dtype == runner.model.dtype
+    sequences = sequences_for(runner, PROMPTS, 1)
+    rows = PrefillRows.of([PrefillChunk(one, one.num_tokens) for one in sequences], runner.kv_layout.block_size)
+    return runner.compute(PrefillStep(rows, list(range(len(sequences))))).log_softmax(dim=-1)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint, packed_weights, weights
+from engine.feed_forward import Mlp
 from engine.kv_pool import KVLayout, KVPool
 from engine.model import Model
 from engine.model_runner import ModelRunner
@@ -44,7 +45,9 @@ def files(directory: Path) -> list[Path]:
 
 def mapped_at(model: Model, path: Path) -> bool:
     """Whether the model's weights lie in a read-only, shared mapping of the file."""
-    weight = model._weights.layers[1].down.weight
+    mlp = model._weights.layers[1].mlp
+    assert isinstance(mlp, Mlp)
+    weight = mlp.down.weight
     assert isinstance(weight, PanelWeight | PanelMatrix)
     address = weight.panels.data_ptr()
     for line in Path("/proc/self/maps").read_text().splitlines():

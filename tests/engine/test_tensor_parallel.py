@@ -171,6 +171,14 @@ def test_what_cannot_be_cut_is_refused(name: str, num_ranks: int, message: str) 
         load_model(tiny_model(name).path, None, CPU, communicator=FarRank(Shard(0, num_ranks)))
 
 
+def test_experts_that_cannot_be_cut_are_refused() -> None:
+    config = ModelConfig.from_dir(tiny_model("qwen2_moe_even").path)
+    assert config.experts is not None
+    odd = replace(config, experts=replace(config.experts, intermediate_size=37))
+    with pytest.raises(ConfigError, match="the model's experts' intermediate size, 37, do not divide by it"):
+        ModelSlice.of(odd, Shard(0, 2))
+
+
 def test_key_value_heads_that_cannot_be_cut_are_refused() -> None:
     config = replace(
         ModelConfig.from_dir(tiny_model("llama").path), num_heads=12, num_kv_heads=6, intermediate_size=100

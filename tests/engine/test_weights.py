@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.model import Model
-from engine.weights import load_model, wqkv_rows
+from engine.tensor_names import wqkv_rows
+from engine.weights import load_model
 from messages import ModelError
 from tests.tiny_models import sharded, tiny_model
 

@@ -71,10 +71,3 @@ def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path, fresh: N
     lines: list[str] = []
     library = cpu_build.load(tmp_path / "file", lines.append)
     assert library is None and "CPU kernels are off" in lines[-1]
-
-
-def test_one_openmp_runtime_serves_torch_and_us() -> None:
-    if cpu_build.load() is None:
-        pytest.skip("no C++ compiler here, or no AVX2")
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
-    assert len({path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}) == 1

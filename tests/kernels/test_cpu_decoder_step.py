@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.decode_rows import DecodeRows
+from engine.feed_forward import Linear, Mlp
 from engine.kv_pool import KVLayout, KVPool
-from engine.model import LayerWeights, Linear, Model, ModelWeights
+from engine.model import LayerWeights, Model, ModelWeights
 from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.prefill_rows import PrefillRows
@@ -101,8 +102,7 @@ class Twins:
                 k_norm=random(config.head_dim) if config.qk_norm else None,
                 output=linear(q, hidden, config.output_bias),
                 post_norm=random(hidden),
-                gate_up=linear(hidden, 2 * size, config.mlp_bias),
-                down=linear(size, hidden, config.mlp_bias),
+                mlp=Mlp(linear(hidden, 2 * size, config.mlp_bias), linear(size, hidden, config.mlp_bias)),
             )
             for _ in range(config.num_layers)
         ]
@@ -124,10 +124,10 @@ class Twins:
                 k_norm=vector(layer.k_norm),
                 output=linear(layer.output),
                 post_norm=layer.post_norm.to(dtype),
-                gate_up=linear(layer.gate_up),
-                down=linear(layer.down),
+                mlp=Mlp(linear(layer.mlp.gate_up), linear(layer.mlp.down)),
             )
             for layer in weights.layers
+            if isinstance(layer.mlp, Mlp)
         ]
         packed = ModelWeights(
             weights.embedding.to(dtype), layers, weights.final_norm.to(dtype), tuple(map(linear, weights.head))

@@ -34,6 +34,14 @@ def test_rms_norm(ops: CpuOps, shape: tuple[int, ...]) -> None:
     assert_near(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x.double(), weight.double(), 1e-5), ops.dtype)
 
 
+def test_a_norms_weight_may_have_more_digits(ops: CpuOps) -> None:
+    x, weight = randn(7, 61, dtype=ops.dtype), 1 + randn(61, seed=1) * 1e-3
+    wanted = reference.rms_norm(x.double(), weight.double(), 1e-5)
+    assert_near(ops.rms_norm(x, weight, 1e-5), wanted, ops.dtype)
+    normed, residual = ops.add_rms_norm(x, x, weight, 1e-5)
+    assert_near(normed, reference.rms_norm(residual.double(), weight.double(), 1e-5), ops.dtype)
+
+
 def test_rms_norm_of_heads_inside_a_wider_row(ops: CpuOps) -> None:
     x, weight = randn(5, 9, 24, dtype=ops.dtype), randn(24, seed=1, dtype=ops.dtype)
     part = x[:, 2:5]

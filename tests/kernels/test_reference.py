@@ -83,14 +83,15 @@ class Paged:
         k, v = self.keys[index][first:end], self.values[index][first:end]
         self.ops.kv_write(k, v, self.key_cache, self.value_cache, slots)
 
-    def wanted(self, q: Tensor, index: int, position: int, window: int | None) -> Tensor:
+    def wanted(self, q: Tensor, index: int, position: int, window: int | None, cap: float | None) -> Tensor:
         """Attention of one query [H, D] at `position`, head by head."""
         first = 0 if window is None else max(0, position - window + 1)
         out = torch.empty(q.shape, dtype=torch.float64)
         for head in range(self.num_heads):
             kv_head = head // (self.num_heads // self.num_kv_heads)
             keys = self.keys[index][first : position + 1, kv_head].double()
-            weights = (keys @ q[head].double() * self.scale).softmax(0)
+            scores = keys @ q[head].double() * self.scale
+            weights = (scores if cap is None else cap * (scores / cap).tanh()).softmax(0)
             out[head] = weights @ self.values[index][first : position + 1, kv_head].double()
         return out
 
@@ -111,8 +112,9 @@ def test_kv_write_touches_its_slots_only(dtype: torch.dtype, block_size: int) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 1, 13, 16, 400])
+@pytest.mark.parametrize("cap", [None, 0.7])
 @pytest.mark.parametrize("lens", [[37], [1, 16, 17, 70], [33, 33]], ids=str)  # alone; ragged (mask); equal (no mask)
-def test_attention_decode(dtype: torch.dtype, window: int | None, lens: list[int]) -> None:
+def test_attention_decode(dtype: torch.dtype, window: int | None, lens: list[int], cap: float | None) -> None:
     paged = Paged(lens, dtype)
     for index, length in enumerate(lens):
         paged.write(index, 0, length)
@@ -120,15 +122,16 @@ def test_attention_decode(dtype: torch.dtype, window: int | None, lens: list[int
     tables = torch.tensor([table + table[:1] * (longest - len(table)) for table in paged.tables], dtype=torch.int32)
     q = randn(len(lens), 6, 10, seed=5, dtype=dtype)
     out = paged.ops.attention_decode(
-        q, paged.key_cache, paged.value_cache, tables, torch.tensor(lens, dtype=torch.int32), paged.scale, window
+        q, paged.key_cache, paged.value_cache, tables, torch.tensor(lens, dtype=torch.int32), paged.scale, window, cap
     )
-    wanted = torch.stack([paged.wanted(q[index], index, length - 1, window) for index, length in enumerate(lens)])
+    wanted = torch.stack([paged.wanted(q[index], index, length - 1, window, cap) for index, length in enumerate(lens)])
     assert_near(out, wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 1, 13, 400])
-def test_attention_prefill(dtype: torch.dtype, window: int | None) -> None:
+@pytest.mark.parametrize("cap", [None, 0.7])
+def test_attention_prefill(dtype: torch.dtype, window: int | None, cap: float | None) -> None:
     # no context; one token; context that ends on a block's border; within a block; one token after context
     lens, context_lens = [37, 1, 48, 50, 20], [0, 0, 32, 21, 19]
     paged = Paged(lens, dtype)
@@ -143,10 +146,10 @@ def test_attention_prefill(dtype: torch.dtype, window: int | None) -> None:
     meta = PrefillMeta.of(cu_seqlens_q, context_lens, paged.tables, CPU)
     out = paged.ops.attention_prefill(
         torch.cat(queries), torch.cat(keys), torch.cat(values), paged.key_cache, paged.value_cache,
-        meta, paged.scale, window,
+        meta, paged.scale, window, cap,
     )  # fmt: skip
     wanted = [
-        paged.wanted(q, index, context_lens[index] + place, window)
+        paged.wanted(q, index, context_lens[index] + place, window, cap)
         for index, packed in enumerate(queries)
         for place, q in enumerate(packed)
     ]

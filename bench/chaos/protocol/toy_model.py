@@ -65,6 +65,7 @@ class ToyRunner:
     """In place of ModelRunner. Raises WrongBytes when a block does not hold what was written for its sequence."""
 
     eos_token_ids = (EOS_TOKEN_ID,)
+    device_type = "cpu"
 
     def __init__(self, pool: KVPool) -> None:
         self._block_size = pool.layout.block_size

@@ -56,12 +56,12 @@ def batch_of(
     return Batch(q, *poisoned.layer(1), clean.layer(1), tables, torch.tensor(lens, dtype=torch.int32), head_dim**-0.5)
 
 
-def check(batch: Batch, window: int | None, num_splits: int | None, tolerance: float) -> None:
+def check(batch: Batch, window: int | None, num_splits: int | None, tolerance: float, cap: float | None = None) -> None:
     def launch(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lens: Tensor, *_: Tensor) -> Tensor:
-        return attention_decode(q, keys, values, tables, lens, batch.scale, window, num_splits)
+        return attention_decode(q, keys, values, tables, lens, batch.scale, window, cap, num_splits)
 
     def twin(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lens: Tensor, *clean: Tensor) -> Tensor:
-        return reference.attention_decode(q, *clean, tables, lens, batch.scale, window)  # type: ignore[call-arg, arg-type]
+        return reference.attention_decode(q, *clean, tables, lens, batch.scale, window, cap)  # type: ignore[call-arg, arg-type]
 
     arguments = (batch.q, batch.key_cache, batch.value_cache, batch.tables, batch.lens, *batch.clean)
     assert_agrees(launch, twin, arguments, tolerance)
@@ -76,6 +76,7 @@ def check(batch: Batch, window: int | None, num_splits: int | None, tolerance: f
     seed=seeds,
     window=st.none() | st.integers(1, 160),
     num_splits=st.sampled_from([None, 1, 2, 4]),
+    cap=st.sampled_from([None, None, 0.5, 30.0]),
 )
 @settings(max_examples=25, deadline=None)
 def test_drawn_batches(
@@ -87,9 +88,10 @@ def test_drawn_batches(
     seed: int,
     window: int | None,
     num_splits: int | None,
+    cap: float | None,
 ) -> None:
     batch = batch_of(lens, heads, head_dim, block_size, dtype, seed)
-    check(batch, window, num_splits, TOLERANCE[dtype])
+    check(batch, window, num_splits, TOLERANCE[dtype], cap)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -113,7 +115,7 @@ def test_a_row_without_tokens_is_zero_and_harms_nobody(num_splits: int) -> None:
         batch.lens[others],
         batch.scale,
         None,
-        num_splits,
+        num_splits=num_splits,
     )
     assert torch.equal(out[others], alone)
 

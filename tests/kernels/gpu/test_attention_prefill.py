@@ -49,14 +49,14 @@ class Batch:
         self.q, self.k, self.v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
         self.scale = head_dim**-0.5
 
-    def check(self, window: int | None, tolerance: float) -> None:
+    def check(self, window: int | None, tolerance: float, cap: float | None = None) -> None:
         """The kernel on the poisoned pool equals the twin on the clean one."""
 
         def launch(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *_: Tensor) -> Tensor:
-            return attention_prefill(q, k, v, keys, values, self.meta, self.scale, window)
+            return attention_prefill(q, k, v, keys, values, self.meta, self.scale, window, cap)
 
         def twin(q: Tensor, k: Tensor, v: Tensor, *caches: Tensor) -> Tensor:
-            return reference.attention_prefill(q, k, v, caches[2], caches[3], self.meta, self.scale, window)
+            return reference.attention_prefill(q, k, v, caches[2], caches[3], self.meta, self.scale, window, cap)
 
         meta = (self.meta.block_tables, self.meta.cu_seqlens_q_device, self.meta.context_lens_device)
         caches = (*self.poisoned.layer(1), *self.clean.layer(1))
@@ -71,6 +71,7 @@ class Batch:
     dtype=dtypes,
     seed=seeds,
     window=st.none() | st.integers(1, 160),
+    cap=st.sampled_from([None, None, 0.5, 30.0]),
 )
 @settings(max_examples=25, deadline=None)
 def test_drawn_batches(
@@ -81,15 +82,17 @@ def test_drawn_batches(
     dtype: torch.dtype,
     seed: int,
     window: int | None,
+    cap: float | None,
 ) -> None:
-    Batch(sequences, heads, head_dim, block_size, dtype, seed).check(window, TOLERANCE[dtype])
+    Batch(sequences, heads, head_dim, block_size, dtype, seed).check(window, TOLERANCE[dtype], cap)
 
 
 @pytest.mark.parametrize("window", [None, 50, 200])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_every_loop_is_met(window: int | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_every_loop_is_met(window: int | None, dtype: torch.dtype, cap: float | None) -> None:
     """Whole and partial tiles of context, tiles below and on the diagonal."""
-    Batch([(150, 140)], (2, 1), 64, 16, dtype, 7).check(window, TOLERANCE[dtype])
+    Batch([(150, 140)], (2, 1), 64, 16, dtype, 7).check(window, TOLERANCE[dtype], cap)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,6 +20,14 @@ def test_a_norm_per_row_and_head(rows: int, heads: int, size: int, dtype: torch.
     assert_agrees(rms_norm.rms_norm, reference.rms_norm, (x, weight, 1e-5), TOLERANCE[dtype])
 
 
+def test_a_weight_of_more_digits_is_not_rounded() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(5, 2, 300, generator=generator).bfloat16(), torch.randn(300, generator=generator)
+    assert_agrees(rms_norm.rms_norm, reference.rms_norm, (x, weight, 1e-5), 1e-2)
+    x = x.flatten(1)[:, :300]
+    assert_agrees(rms_norm.add_rms_norm, reference.add_rms_norm, (x, x.flip(0), weight, 1e-5), 1e-2)
+
+
 @given(rows=st.integers(0, 4), size=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99))
 @settings(max_examples=12, deadline=None)
 def test_with_the_addition(rows: int, size: int, dtype: torch.dtype, seed: int) -> None:
