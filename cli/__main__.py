@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import config, key, model, roles
+from cli import batch, config, key, model, roles
 from cli.doctor import doctor
 from cli.errors import fail
 from cli.health import health
@@ -66,6 +66,7 @@ roles.register(app)
 app.command()(status)
 app.command()(health)
 app.command()(doctor)
+app.add_typer(batch.app, name="batch")
 app.add_typer(key.app, name="key")
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")
