@@ -330,7 +330,7 @@ class BatchSettings(Section):
     store: str = Field(
         "~/.cache/pdq/files",
         description="Where files are kept, which API processes and batch workers see alike: a directory, or an address "
-        "that fsspec knows (s3://bucket/folder).",
+        "that fsspec knows, where the package for it is installed (s3://bucket/folder).",
     )
     max_file_bytes: Count = Field(100 << 20, description="Largest file.")
     max_files: Count = Field(1000, description="Most files of one API key.")

@@ -61,6 +61,13 @@ def run_beat(settings: Settings) -> None:
     Beat(app=app, quiet=True, redirect_stdouts=False).run()
 
 
+def run_flower(settings: Settings, host: str, port: int) -> None:
+    """Flower's page about the workers, until SIGTERM. Raises StartupError."""
+    app = new_celery(settings)
+    _keep_logging_ours()
+    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=warning"])
+
+
 def _keep_logging_ours() -> None:
     # Somebody who listens keeps Celery from setting up logging itself.
     celery_signals.setup_logging.connect(_leave_logging, weak=False)

@@ -3,6 +3,7 @@
 The latter know HTTP and OpenAI's API alone: the server is the one at --url.
 """
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,20 @@ def beat(redis_url: RedisUrlFlag = None) -> None:
     settings = settings_from(redis_url=redis_url)
     configure_logging(settings.log, role="beat")
     _room().run_beat(settings)
+
+
+@app.command()
+def flower(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5555,
+    redis_url: RedisUrlFlag = None,
+) -> None:
+    """Run Flower, a page about the batch workers. They tell it what they do with PDQ_BATCH__EVENTS=true."""
+    settings = settings_from(redis_url=redis_url)
+    configure_logging(settings.log, role="flower")
+    if importlib.util.find_spec("flower") is None:
+        raise ConfigError("the page needs Flower: pip install 'pdq[batch,flower]'")
+    _room().run_flower(settings, host, port)
 
 
 @app.command()
