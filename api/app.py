@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from api import errors, lightllm_routes, page_routes, request_routes, status_routes
 from api.head_bound import HeadBound
 from api.key_gate import KeyGate
+from api.openai import batch_routes, file_routes
 from api.openai import routes as openai_routes
 from api.openapi import described
 from api.request_id import RequestId
@@ -35,6 +36,8 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(Exception, errors.on_defect)
     app.include_router(lightllm_routes.router)
     app.include_router(openai_routes.router)
+    app.include_router(file_routes.router)
+    app.include_router(batch_routes.router)
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
     app.include_router(page_routes.router)

@@ -68,6 +68,19 @@ class UnknownRequest(RequestError):
     status = 404
 
 
+class UnknownObject(RequestError):
+    """There is no file or batch of this id, or it is another's; which of the two is not told."""
+
+    status = 404
+    param = "id"
+
+
+class InUse(RequestError):
+    """What is asked for would take away what is still needed, or change what is over."""
+
+    status = 409
+
+
 def failure(event: TokenEvent) -> RequestError:
     """The error that a terminal event with `finish_reason` error stands for."""
     error = WorkerFailed(event.error or "the request failed on the server")
@@ -120,7 +133,7 @@ def message_response(
 def error_response(path: str, error: RequestError, prefix: str = "") -> Response:
     """The answer to a request to `path` that ended in `error`."""
     retry_after_s = error.retry_after_s if isinstance(error, QueueFull | TooManyRequests) else RETRY_AFTER_S
-    param = error.param if isinstance(error, BadField | UnknownModel) else None
+    param = error.param if isinstance(error, BadField | UnknownModel | UnknownObject) else None
     return message_response(path, error.status, f"{prefix}{error}", retry_after_s=retry_after_s, param=param)
 
 

@@ -24,8 +24,8 @@ CLIENT_PATHS = frozenset(
     }
 )
 # What counts in no limit: about a request that runs already, or it could not be cancelled; and what costs nothing.
-CLIENT_PREFIXES = ("/requests/", "/v1/models/")
-UNCOUNTED_PATHS = frozenset({"/v1/models", "/tokenizer_info", "/version"})
+CLIENT_PREFIXES = ("/requests/", "/v1/models/", "/v1/files/", "/v1/batches/")
+UNCOUNTED_PATHS = frozenset({"/v1/models", "/tokenizer_info", "/version", "/v1/files", "/v1/batches"})
 MONITOR_PATHS = frozenset(
     {"/metrics", "/token_load", "/cluster", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from prometheus_client.metrics_core import Metric as Family
 
 from api.meters import ApiMeters
+from broker.batch_records import BatchTotals
 from broker.queue_waits import Wait
 from messages import Priority, Role, WorkerStatus
 from observability import catalogue
@@ -24,14 +25,16 @@ def exposition(
     depths: Depths,
     waits: Sequence[Wait],
     aliases: Aliases | None = None,
+    batches: BatchTotals | None = None,
 ) -> bytes:
     """Prometheus' text format.
 
     `num_followed`: sequences that are read at the moment; `depths`: how many jobs each class of each queue holds;
-    `aliases`: for vLLM's names, if they are wanted.
+    `aliases`: for vLLM's names, if they are wanted; `batches`: what all batches came to.
     """
     families = [
         *_queues(depths, waits),
+        *(_batches(batches) if batches is not None else ()),
         *worker_families(workers, aliases),
         *_requests(meters, num_followed),
     ]
@@ -45,6 +48,17 @@ def _queues(depths: Depths, waits: Sequence[Wait]) -> Iterator[Family]:
     yield family_of(catalogue.QUEUE_JOBS, jobs)
     yield family_of(catalogue.QUEUE_WAITING, [((one.queue, one.priority), one.num_jobs) for one in waits])
     yield family_of(catalogue.QUEUE_OLDEST, [((one.queue, one.priority), one.oldest_s) for one in waits])
+
+
+def _batches(totals: BatchTotals) -> Iterator[Family]:
+    yield family_of(catalogue.BATCHES_OPEN, [((), totals.num_open)])
+    yield family_of(catalogue.BATCH_WORKERS, [((), totals.num_workers)])
+    for metric, counted in (
+        (catalogue.BATCHES_ENDED, totals.batches),
+        (catalogue.BATCH_LINES, totals.lines),
+        (catalogue.WEBHOOKS, totals.webhooks),
+    ):
+        yield family_of(metric, [((name,), number) for name, number in sorted(counted.items())])
 
 
 def _requests(meters: ApiMeters, num_followed: int) -> Iterator[Family]:

@@ -28,6 +28,7 @@ from api.readings import Readings
 from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
 from broker.relay import RelayReader
+from file_store import FileStore
 from observability.tracing import Tracing, open_tracing
 from settings import Settings
 
@@ -51,6 +52,7 @@ class Services:
     chat: ChatRenderer
     started_s: int  # Unix time
     lookout: Lookout
+    store: FileStore
     key_ring: KeyRing | None = None  # None: no keys are asked for
     tracing: Tracing | None = None  # None: nothing is traced
     meters: ApiMeters = field(default_factory=ApiMeters)
@@ -62,6 +64,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     key_ring = open_key_ring(settings.security)
     facts = ModelFacts.from_dir(settings.model)
     tokenizer = Tokenizer.from_dir(facts.path)
+    store = FileStore(settings.batch.store)
     api_id = f"api-{uuid.uuid4().hex[:12]}"
     tracing = open_tracing(settings.tracing, "api", api_id)
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
@@ -90,6 +93,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     chat,
                     int(time.time()),
                     lookout,
+                    store,
                     key_ring,
                     tracing,
                     meters,

@@ -16,6 +16,7 @@ from api.health import capacity_tokens, lacking_roles, needed_roles
 from api.metrics import exposition
 from api.services import services_of
 from api.token_load import token_load
+from broker.deadline import now_ms
 from broker.queue_waits import read_waits
 from messages import Role
 from observability.families import Aliases
@@ -99,7 +100,8 @@ async def metrics(request: Request) -> Response:
     waits = await read_waits(broker.redis, broker.keys)
     aliases = Aliases(services.facts.name) if services.settings.metrics.vllm_names else None
     num_followed = services.relay.num_subscriptions
-    text = exposition(services.meters, num_followed, await services.view.workers(), depths, waits, aliases)
+    batches = await broker.batches.totals(now_ms())
+    text = exposition(services.meters, num_followed, await services.view.workers(), depths, waits, aliases, batches)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

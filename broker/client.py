@@ -14,9 +14,11 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from broker.address import MasterAddress, parse_address
+from broker.batch_records import BatchRecords
 from broker.cancels import Cancels
 from broker.connection import PROMPT_CLASSES, MasterConnection, SyncMasterConnection
 from broker.connection_pool import WaitingPool
+from broker.file_records import FileRecords
 from broker.inbox import Inbox
 from broker.job_queue import MAX_BLOCK_MS, JobQueue
 from broker.key_limits import KeyLimits
@@ -51,6 +53,8 @@ class Broker:
     cancels: Cancels
     key_limits: KeyLimits
     readers: ReaderLeases
+    files: FileRecords
+    batches: BatchRecords
 
     def inbox(self, worker_id: str) -> Inbox:
         """The inbox of that worker."""
@@ -88,6 +92,8 @@ def assemble_broker(
         cancels=Cancels(blocking_client, keys),
         key_limits=KeyLimits(client, keys),
         readers=readers,
+        files=FileRecords(client, keys),
+        batches=BatchRecords(client, keys),
     )
 
 

@@ -104,3 +104,69 @@ class Keys:
     def key_records(self, key_id: str) -> str:
         """Hash of one API key's requests in flight -> key of their record, once they have one."""
         return f"{self.prefix}:key:{key_id}:records"
+
+    # -- batches: docs/batches.md ------------------------------------------------------------------------------------
+
+    def celery(self) -> str:
+        """First part of every key and channel that Celery uses."""
+        return f"{self.prefix}:batches:celery:"
+
+    def stored_file(self, file_id: str) -> str:
+        """A StoredFile."""
+        return f"{self.prefix}:batches:file:{file_id}"
+
+    def files_of(self, owner: str) -> str:
+        """Sorted set of one API key's file_ids by when they were made (ms)."""
+        return f"{self.prefix}:batches:files_of:{owner}"
+
+    def file_ends(self) -> str:
+        """Sorted set of the file_ids that expire by when they do (ms)."""
+        return f"{self.prefix}:batches:file_ends"
+
+    def batch(self, batch_id: str) -> str:
+        """Hash: the Batch, and how far it is."""
+        return f"{self.prefix}:batches:batch:{batch_id}"
+
+    def batches_of(self, owner: str) -> str:
+        """Sorted set of one API key's batch_ids by when they were made (ms)."""
+        return f"{self.prefix}:batches:of:{owner}"
+
+    def open_batches_of(self, owner: str) -> str:
+        """Those of `batches_of` that have not ended."""
+        return f"{self.prefix}:batches:open_of:{owner}"
+
+    def open_batches(self) -> str:
+        """Sorted set of every batch_id that has not ended by when it was made (ms)."""
+        return f"{self.prefix}:batches:open"
+
+    def ended_batches(self) -> str:
+        """Sorted set of every other batch_id by when it ended (ms)."""
+        return f"{self.prefix}:batches:ended"
+
+    def shard_rows(self, batch_id: str, shard: int) -> str:
+        """Hash line -> what became of it, of the lines of a shard that is not over."""
+        return f"{self.prefix}:batches:batch:{batch_id}:rows:{shard}"
+
+    def done_shards(self, batch_id: str) -> str:
+        """Set of the shards whose rows are in the file store."""
+        return f"{self.prefix}:batches:batch:{batch_id}:done"
+
+    def step_lease(self, batch_id: str, step: str) -> str:
+        """Who works on one step of a batch, for as long as the key lives."""
+        return f"{self.prefix}:batches:batch:{batch_id}:lease:{step}"
+
+    def step_sent(self, batch_id: str, step: str) -> str:
+        """There while a step's task is on its way to a worker."""
+        return f"{self.prefix}:batches:batch:{batch_id}:sent:{step}"
+
+    def batch_workers(self) -> str:
+        """Sorted set of the batch workers by the Unix time (ms) until which they are taken for alive."""
+        return f"{self.prefix}:batches:workers"
+
+    def webhooks(self) -> str:
+        """Sorted set of batch_ids whose end is still to be told, by when to try (ms)."""
+        return f"{self.prefix}:batches:webhooks"
+
+    def batch_totals(self) -> str:
+        """Hash of what all batches came to so far: `lines:OUTCOME`, `batches:STATUS`, `webhooks:OUTCOME`."""
+        return f"{self.prefix}:batches:totals"

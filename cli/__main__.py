@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import config, key, model, roles
+from cli import batch, config, key, model, roles
 from cli.chat import chat
 from cli.doctor import doctor
 from cli.errors import fail
@@ -67,6 +67,7 @@ app.command()(chat)
 app.command()(status)
 app.command()(health)
 app.command()(doctor)
+app.add_typer(batch.app, name="batch")
 app.add_typer(key.app, name="key")
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")

@@ -49,7 +49,7 @@ case $prefix in
 esac
 
 edits="s/@PREFIX@/{$prefix}/g"
-for role in admin api prefill decode; do
+for role in admin api prefill decode batch; do
   text=$(keep "${role}_password" "$role/redis_password" "Redis password of $role")
   hash=$(printf '%s' "$text" | sha256sum)
   edits="$edits; s/@$(echo "$role" | tr a-z A-Z)@/${hash%% *}/"

@@ -111,6 +111,14 @@ QUEUE_OLDEST = Metric(
     "pdq_queue_oldest_seconds", Kind.GAUGE, "For how long the oldest job that waits has waited; 0: none waits.", _CLASS
 )
 
+BATCHES_OPEN = Metric("pdq_batches_open", Kind.GAUGE, "Batches that have not ended.")
+BATCH_WORKERS = Metric("pdq_batch_workers", Kind.GAUGE, "Batch workers that live.")
+BATCHES_ENDED = Metric("pdq_batches_ended", Kind.COUNTER, "Batches that have ended, by how.", ("status",))
+BATCH_LINES = Metric(
+    "pdq_batch_lines", Kind.COUNTER, "Lines of batches that were answered: completed or failed.", ("outcome",)
+)
+WEBHOOKS = Metric("pdq_webhooks", Kind.COUNTER, "Webhooks that are over: delivered or given_up.", ("outcome",))
+
 # -- what a worker says of itself, and an API process of every live worker -------------------------------------------
 
 KV_CAPACITY = Metric("pdq_kv_capacity_tokens", Kind.GAUGE, "Tokens that the KV pool holds.", _WORKER)

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 ROOT = Path(__file__).parents[1]
-ROLES = ("admin", "api", "prefill", "decode")
+ROLES = ("admin", "api", "prefill", "decode", "batch")
 
 
 def make_secrets(root: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOT_MODULES = {"settings", "messages", "telemetry", "freed_memory", "grammar"}
+ROOT_MODULES = {"settings", "messages", "telemetry", "freed_memory", "grammar", "file_store"}
 MAY_IMPORT: dict[str, set[str]] = {
     "messages": set(),
     "freed_memory": set(),
     "grammar": {"messages"},
     "settings": {"messages"},
     "telemetry": {"settings"},
+    "file_store": {"messages"},
     "observability": ROOT_MODULES,
     "kernels": set(),
     "broker": ROOT_MODULES | {"observability"},
@@ -23,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "observability"},
     "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels", "observability"},
     "api": ROOT_MODULES | {"broker", "observability"},
+    "batch_worker": ROOT_MODULES | {"broker", "observability"},
     "bench": {"settings", "messages"},
     # A simulation decides by the workers' own schedulers, which are pure, and speaks of loads and figures as the bench.
     "planning": ROOT_MODULES | {"bench", "prefill_worker", "decode_worker"},
@@ -30,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside a function only: one command's room, loaded when that command is run.
 MAY_IMPORT_LAZILY: dict[str, set[str]] = {
-    "cli": {"api", "prefill_worker", "decode_worker", "bench", "engine", "kv_transfer", "planning"},
+    "cli": {"api", "prefill_worker", "decode_worker", "bench", "engine", "kv_transfer", "planning", "batch_worker"},
     "bench": {"engine"},
 }
 # The in-process baseline that the queue path is compared with; the load generator itself knows HTTP only.
@@ -143,7 +145,7 @@ def module_names(*rooms: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "rooms",
-    [("messages", "settings", "telemetry", "observability", "broker", "api"), ("cli",)],
+    [("messages", "settings", "telemetry", "file_store", "observability", "broker", "batch_worker", "api"), ("cli",)],
     ids=lambda rooms: rooms[-1],
 )
 def test_torch_is_not_loaded_by(rooms: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 secrets=$here/base/secrets
 pdq=${PDQ:-pdq}
-for part in redis api prefill decode admin workers keys; do mkdir -p "$secrets/$part"; done
+for part in redis api prefill decode batch admin workers keys; do mkdir -p "$secrets/$part"; done
 sh "$here/../make_secrets.sh" "$secrets"
 
 # The keys go to files and not to a log: keys/keys is what the API compares with, the others are for those who ask.

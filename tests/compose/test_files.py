@@ -77,7 +77,14 @@ def test_every_role_is_its_own_redis_user_and_sees_its_own_password(
     makers = secrets.pop("secrets")
     assert secrets.pop("redis") == {"secrets-redis", "secrets-admin"}
     assert secrets == {"model": set(), **{role: {f"secrets-{role}"} for role in ("api", *WORKERS)}}
-    assert makers == {"secrets-redis", "secrets-admin", "secrets-api", "secrets-prefill", "secrets-decode"}
+    assert makers == {
+        "secrets-redis",
+        "secrets-admin",
+        "secrets-api",
+        "secrets-prefill",
+        "secrets-decode",
+        "secrets-batch",
+    }
     for role in ("api", *WORKERS):
         service = services(files, engine)[role]
         assert service["environment"]["PDQ_REDIS__USERNAME"] == role

@@ -210,7 +210,7 @@ def test_every_role_sees_its_own_secrets_and_no_other(resources: list[Resource])
 
 def test_users_and_files_are_those_that_make_secrets_makes() -> None:
     script = (ROOT / "deploy" / "make_secrets.sh").read_text()
-    assert "for role in admin api prefill decode; do" in script and "workers/kv_secret" in script
+    assert "for role in admin api prefill decode batch; do" in script and "workers/kv_secret" in script
     users = re.findall(r"^user (\w+) ", (ROOT / "deploy" / "redis_users.acl").read_text(), re.MULTILINE)
     assert {*ROLES, "probe"} <= set(users)
 

@@ -67,6 +67,7 @@ def test_an_alert_says_labels_that_its_expression_keeps(rule: dict[str, Any]) ->
 def test_what_the_dashboard_leaves_out_is_said() -> None:
     shown = {METRIC_OF[name].name for _, text in expressions() for name in re.findall(r"\bpdq_\w+", text)}
     left_out = {"pdq_kv_capacity_tokens", "pdq_output_tokens", "pdq_prefill_tokens_per_second", "pdq_queue_jobs"}
+    left_out |= {"pdq_batches_open", "pdq_batch_workers", "pdq_batches_ended", "pdq_batch_lines", "pdq_webhooks"}
     assert METRICS.keys() - shown == left_out | {"pdq_decode_seconds"}
 
 

@@ -84,6 +84,15 @@ DENIED = {
         ("XREAD", "STREAMS", KEYS.relay("api"), "0"),
         ("HGET", KEYS.key_meters("alice"), "tokens"),
         ("DEL", RECORD),
+        ("HGETALL", KEYS.batch("b")),
+    ],
+    "batch": [
+        ("HGET", RECORD, "request"),
+        ("XRANGE", KEYS.tokens("r", 0), "-", "+"),
+        ("XADD", KEYS.prefill_queue(), "*", "a", "b"),
+        ("HGETALL", KEYS.workers()),
+        ("HGETALL", KEYS.key_meters("alice")),
+        ("PUBLISH", KEYS.cancels(), "x"),
     ],
 }
 

@@ -4,6 +4,7 @@ In all of it the prompt, the output, the API key and the passwords are marked, s
 """
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,9 +40,11 @@ class Secured:
 def secured(tmp_path_factory: pytest.TempPathFactory, redis_binary: str, tiny_dir: Path) -> Iterator[Secured]:
     """1 prefill + 2 decode workers on the tiny model."""
     folder = tmp_path_factory.mktemp("secured")
-    keys_file, key, admin_key = folder / "keys", new_key(), new_key()
+    keys_file, key, admin_key, batch_key = folder / "keys", new_key(), new_key(), new_key()
     add_key(keys_file, ApiKey("alice", hash_of(key), requests_per_min=1000, tokens_per_min=10**6, max_in_flight=4))
     add_key(keys_file, ApiKey("root", hash_of(admin_key), Scope.ADMIN))
+    add_key(keys_file, ApiKey("batches", hash_of(batch_key)))
+    (folder / "batch-key").write_text(batch_key)
     with tempfile.TemporaryDirectory(prefix="pdq-redis-") as redis_folder:
         with secured_redis(Path(redis_folder), redis_binary, PREFIX) as redis:
             env = {
@@ -52,8 +55,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory, redis_binary: str, tiny_di
             }
             cluster = Cluster(folder, redis.url, tiny_dir, env)
             try:
+                cluster.env["PDQ_BATCH__STORE"] = str(folder / "files")
                 for role in ("prefill", "decode", "decode", "api"):
                     cluster.start(role, **redis.environment(role))
+                batch = {"PDQ_BATCH__API_URL": cluster.url, "PDQ_BATCH__API_KEY_FILE": str(folder / "batch-key")}
+                cluster.start("batch", **redis.environment("batch"), **batch, PDQ_BATCH__TEND_S="0.2")
                 cluster.wait_healthy()
                 yield Secured(cluster, redis, key, admin_key)
             finally:
@@ -90,6 +96,32 @@ def test_requests_go_through_under_every_roles_own_user(secured: Secured) -> Non
         return bool(load["current_load"] == 0)
 
     wait_until(is_idle, 10, "all sequences have ended")
+    assert secured.redis.denied() == []
+
+
+def test_a_batch_is_its_keys_and_run_under_the_batch_workers_own_user(secured: Secured) -> None:
+    row = {"custom_id": "a", "method": "POST", "url": "/generate", "body": generate_body()}
+    own = {"X-API-Key": secured.key}
+    with httpx.Client(base_url=secured.cluster.url, headers=own, timeout=60) as client:
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", json.dumps(row))}}
+        file_id = client.post("/v1/files", **form).json()["id"]
+        asked = {"input_file_id": file_id, "endpoint": "/generate", "completion_window": "1h"}
+        foreign = {"X-API-Key": secured.admin_key}
+        assert client.post("/v1/batches", json=asked, headers=foreign).status_code == 404
+        batch_id = client.post("/v1/batches", json=asked).json()["id"]
+        place = f"/v1/batches/{batch_id}"
+        wait_until(lambda: client.get(place).json()["status"] == "completed", 30, "the batch's end")
+        output_id = client.get(place).json()["output_file_id"]
+        (answered,) = map(json.loads, client.get(f"/v1/files/{output_id}/content").text.splitlines())
+        assert answered["custom_id"] == "a" and answered["response"]["body"]["count_output_tokens"] == 8
+        for path in (place, f"/v1/files/{file_id}", f"/v1/files/{file_id}/content", f"/v1/files/{output_id}"):
+            assert client.get(path, headers=foreign).status_code == 404
+        assert client.post(f"{place}/cancel", headers=foreign).status_code == 404
+        assert client.delete(f"/v1/files/{file_id}", headers=foreign).status_code == 404
+        assert client.get("/v1/files", headers=foreign).json()["data"] == []
+        assert client.get("/v1/batches", headers=foreign).json()["data"] == []
+        assert client.post(f"{place}/cancel").status_code == 409
+        assert client.delete(f"/v1/files/{file_id}").json()["deleted"]
     assert secured.redis.denied() == []
 
 
