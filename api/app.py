@@ -40,5 +40,5 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(batch_routes.router)
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
-    app.openapi = cache(partial(described, app.openapi, services.settings.api))  # type: ignore[method-assign]
+    app.openapi = cache(partial(described, app.openapi, services.settings.api, services.settings.batch))  # type: ignore[method-assign]
     return app
