@@ -20,8 +20,11 @@ def bounded(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"batch": limits})
 
 
-async def upload(client: httpx.AsyncClient, content: bytes = b"{}\n", **fields: str) -> httpx.Response:
-    return await client.post("/v1/files", data={"purpose": "batch"} | fields, files={"file": ("a.jsonl", content)})
+async def upload(
+    client: httpx.AsyncClient, content: bytes = b"{}\n", more: dict[str, str] | None = None
+) -> httpx.Response:
+    fields = {"purpose": "batch"} | (more or {})
+    return await client.post("/v1/files", data=fields, files={"file": ("a.jsonl", content)})
 
 
 def test_uploads_are_bounded_and_checked(bounded: Settings) -> None:
@@ -30,7 +33,7 @@ def test_uploads_are_bounded_and_checked(bounded: Settings) -> None:
             client = cluster.client
 
             async def status(**changes: Any) -> int:
-                sent = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}\n")}} | changes
+                sent: dict[str, Any] = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}\n")}} | changes
                 return (await client.post("/v1/files", **sent)).status_code
 
             assert await status(files={"file": ("a.jsonl", b"x" * (MAX_FILE_BYTES + 1))}) == 413
@@ -41,13 +44,13 @@ def test_uploads_are_bounded_and_checked(bounded: Settings) -> None:
             assert (await client.post("/v1/files", json={})).status_code == 400
             broken = {"content-type": "multipart/form-data"}
             assert (await client.post("/v1/files", content=b"--x", headers=broken)).status_code == 400
-            assert (await upload(client, **{"expires_after[anchor]": "created_at"})).status_code == 400
+            assert (await upload(client, more={"expires_after[anchor]": "created_at"})).status_code == 400
             assert cluster.services.store.names() == []
             kept = (await upload(client, b"x" * MAX_FILE_BYTES)).json()
             assert kept["bytes"] == MAX_FILE_BYTES
             assert kept["expires_at"] - kept["created_at"] == bounded.batch.keep_s
             until = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-            short = (await upload(client, **until)).json()
+            short = (await upload(client, more=until)).json()
             assert short["expires_at"] - short["created_at"] == 3600
             await upload(client)
             assert (await upload(client)).status_code == 409  # a fourth file
