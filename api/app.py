@@ -41,5 +41,6 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(request_routes.router)
     app.include_router(status_routes.router)
     app.include_router(page_routes.router)
-    app.openapi = cache(partial(described, app.openapi, services.settings.api))  # type: ignore[method-assign]
+    settings = services.settings
+    app.openapi = cache(partial(described, app.openapi, settings.api, settings.batch))  # type: ignore[method-assign]
     return app

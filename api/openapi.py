@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from api.openai.batch_operations import batch_operations
 from api.openai.operations import openai_operations
 from api.request_id import HEADER
 from api.resuming import DETACHED, LAST_EVENT_ID, SSE_IDS
 from api.terms import PRIORITY, TIMEOUT
 from api.tgi import STYLE, STYLES
 from messages import FinishReason, Phase, Priority
-from settings import ApiSettings
+from settings import ApiSettings, BatchSettings
 
 Json = dict[str, Any]
 
@@ -37,13 +38,13 @@ _ERRORS: Mapping[int, str] = {
 _ALWAYS = (401, 403, 429, 431, 503)
 
 
-def described(bare: Callable[[], Json], limits: ApiSettings) -> Json:
+def described(bare: Callable[[], Json], limits: ApiSettings, batch_limits: BatchSettings) -> Json:
     """`bare()`, which is FastAPI's document, with all that it cannot see."""
     with warnings.catch_warnings():
         # A route of two methods has one id for both; ours are set below.
         warnings.filterwarnings("ignore", "Duplicate Operation ID", UserWarning)
         document = bare()
-    details = _operations(limits) | openai_operations(limits, (*_TERMS, _SSE_IDS))
+    details = _operations(limits) | openai_operations(limits, (*_TERMS, _SSE_IDS)) | batch_operations(batch_limits)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             more = details.get(path, {}).get(method, {})

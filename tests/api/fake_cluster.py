@@ -27,7 +27,7 @@ from messages import (
     WorkerStatus,
     encode,
 )
-from settings import ApiSettings, ModelSettings, QueueSettings, RedisSettings, Settings
+from settings import ApiSettings, BatchSettings, ModelSettings, QueueSettings, RedisSettings, Settings
 
 CAPACITY_TOKENS = 1000
 LOGPROB = -0.5
@@ -51,6 +51,7 @@ def settings_for(redis: RedisSettings, model: Path, **api: Any) -> Settings:
         redis=redis,
         model=ModelSettings(path=str(model)),
         queue=QueueSettings(lease_s=30, max_waiting=8),
+        batch=BatchSettings(store=f"memory://{redis.key_prefix}"),
         api=ApiSettings(**({"port": 0, "token_load_max_age_s": 0.002} | api)),
     )
 

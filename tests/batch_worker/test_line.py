@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from batch_worker import line as line_module
 from batch_worker.line import LineSender, has_one_request
 from batch_worker.rows import Answer
 from settings import BatchSettings
@@ -35,7 +34,7 @@ def answered(
             sender = LineSender(client, BatchSettings(max_attempts=3))
             return await sender.answer("batch_x-7", "/generate", {"inputs": "a"}, is_repeat)
 
-    monkeypatch.setattr(line_module.asyncio, "sleep", no_sleep)
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)
     return asyncio.run(main()), asked, waits
 
 

@@ -57,6 +57,7 @@ class Cluster:
                 "PDQ_API__PORT": str(self.port),
                 "PDQ_KV__POOL_BYTES": str(256 << 20),
                 "PDQ_LOG__FORMAT": "json",
+                "PDQ_BATCH__STORE": str(folder / "files"),
                 # Several workers share few cores here; two threads each would wait for each other at every barrier.
                 "PDQ_PREFILL__NUM_THREADS": "1",
                 "PDQ_DECODE__NUM_THREADS": "1",

@@ -1,6 +1,8 @@
 """Batches by OpenAI's own client on a real cluster: every line once, whatever dies; ends, cancels and webhooks."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
+from tests.end_to_end.cluster import ROOT, Cluster, running_cluster, wait_until
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0cyE="
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
@@ -57,7 +59,6 @@ def cluster(
     folder = tmp_path_factory.mktemp("batches")
     (folder / "secret").write_text(SECRET)
     env = {
-        "PDQ_BATCH__STORE": str(folder / "files"),
         "PDQ_BATCH__SHARD_LINES": "8",
         "PDQ_BATCH__LINES_AT_ONCE": "4",
         "PDQ_BATCH__SHARDS_AT_ONCE": "2",
@@ -200,6 +201,26 @@ def test_the_end_is_told_to_who_wants_to_know_and_signed(client: openai.OpenAI, 
     assert event.type == "batch.completed" and event.data.id == made.id
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(second[1].replace("completed", "failed"), second[0], secret=SECRET)
+
+
+def test_people_submit_watch_and_fetch(cluster: Cluster, tmp_path: Path) -> None:
+    def pdq(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli", "batch", *arguments, "--url", cluster.url]
+        return subprocess.run(command, cwd=ROOT, env=cluster.env, capture_output=True, text=True, timeout=60)
+
+    lines = [line(number) for number in range(3)] + [line(3, temperature=-3)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    submitted = pdq("submit", str(tmp_path / "lines.jsonl"), "--endpoint", "/v1/completions", "--wait")
+    assert submitted.returncode == 0, submitted.stderr
+    batch_id = submitted.stdout.strip()
+    assert "completed: 3 completed and 1 failed of 4" in submitted.stderr
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    assert pdq("fetch", batch_id, "--out", str(out), "--errors", str(errors)).returncode == 0
+    assert [json.loads(row)["custom_id"] for row in out.read_text().splitlines()] == ["line-0", "line-1", "line-2"]
+    assert [json.loads(row)["custom_id"] for row in errors.read_text().splitlines()] == ["line-3"]
+    late = pdq("cancel", batch_id)
+    assert late.returncode == 2 and "cannot be cancelled, it is completed" in late.stderr
+    assert pdq("status", "batch_x").returncode == 2
 
 
 def test_files_are_listed_read_and_deleted(client: openai.OpenAI) -> None:

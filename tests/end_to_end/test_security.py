@@ -55,11 +55,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory, redis_binary: str, tiny_di
             }
             cluster = Cluster(folder, redis.url, tiny_dir, env)
             try:
-                cluster.env["PDQ_BATCH__STORE"] = str(folder / "files")
                 for role in ("prefill", "decode", "decode", "api"):
                     cluster.start(role, **redis.environment(role))
                 batch = {"PDQ_BATCH__API_URL": cluster.url, "PDQ_BATCH__API_KEY_FILE": str(folder / "batch-key")}
-                cluster.start("batch", **redis.environment("batch"), **batch, PDQ_BATCH__TEND_S="0.2")
+                cluster.start(
+                    "batch", **redis.environment("batch"), **batch, PDQ_BATCH__TEND_S="0.2", PDQ_BATCH__EVENTS="true"
+                )
                 cluster.wait_healthy()
                 yield Secured(cluster, redis, key, admin_key)
             finally:
@@ -103,8 +104,8 @@ def test_a_batch_is_its_keys_and_run_under_the_batch_workers_own_user(secured: S
     row = {"custom_id": "a", "method": "POST", "url": "/generate", "body": generate_body()}
     own = {"X-API-Key": secured.key}
     with httpx.Client(base_url=secured.cluster.url, headers=own, timeout=60) as client:
-        form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", json.dumps(row))}}
-        file_id = client.post("/v1/files", **form).json()["id"]
+        files = {"file": ("a.jsonl", json.dumps(row))}
+        file_id = client.post("/v1/files", data={"purpose": "batch"}, files=files).json()["id"]
         asked = {"input_file_id": file_id, "endpoint": "/generate", "completion_window": "1h"}
         foreign = {"X-API-Key": secured.admin_key}
         assert client.post("/v1/batches", json=asked, headers=foreign).status_code == 404
