@@ -97,7 +97,7 @@ def _operations(limits: ApiSettings) -> dict[str, dict[str, Json]]:
             "get": _operation(200, _VIEW, errors=request_id),
             "delete": _operation(200, _CANCELLED, errors=request_id),
         },
-        "/requests/{request_id}/stream": {"get": _stream(_LAST_EVENT_ID, _AFTER, errors=request_id)},
+        "/requests/{request_id}/stream": {"get": _stream(_LAST_EVENT_ID, _AFTER, errors=(*request_id, 504))},
         "/get_model_name": {"get": model_name, "post": model_name},
         "/token_load": {"get": _operation(200, _LOAD)},
         "/cluster": {"get": _operation(200, _CLUSTER)},
