@@ -153,7 +153,8 @@ def attention_prefill(
         if cap is not None:
             if mask is None and num_new > 1:
                 mask = torch.ones(num_new, num_new, dtype=torch.bool, device=q.device).tril()
-            grouped = q[rows].transpose(0, 1).reshape(len(keys), -1, num_new, q.shape[2])  # [KVH, group, new, D]
+            by_group = (len(keys), q.shape[1] // len(keys), num_new, q.shape[2])
+            grouped = q[rows].transpose(0, 1).reshape(by_group)  # [KVH, group, new, D]
             attended = _capped_attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), mask, scale, cap)
             out[rows] = attended.flatten(0, 1).transpose(0, 1)
             continue
