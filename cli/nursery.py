@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-PRELOAD = ("cli.__main__", "prefill_worker.worker", "decode_worker.worker", "safetensors")
+PRELOAD = ("cli.__main__", "prefill_worker.assembly", "decode_worker.assembly", "safetensors")
 LONGEST_ORDER_BYTES = 1 << 17
 NUM_WAITING_ORDERS = 64
 

@@ -37,7 +37,7 @@ def prefill(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUr
     from engine.threads import let_idle_threads_sleep
 
     let_idle_threads_sleep()
-    from prefill_worker.worker import work
+    from prefill_worker.assembly import work
 
     run_worker(settings, Role.PREFILL, work)
 
@@ -49,7 +49,7 @@ def decode(model: ModelFlag = None, dtype: DtypeFlag = None, redis_url: RedisUrl
     from engine.threads import let_idle_threads_sleep
 
     let_idle_threads_sleep()
-    from decode_worker.worker import work
+    from decode_worker.assembly import work
 
     run_worker(settings, Role.DECODE, work)
 

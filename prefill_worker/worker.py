@@ -1,6 +1,7 @@
 """The prefill worker: take jobs, compute KV in chunks, publish the first token, offer the blocks, hand over.
 
-`scheduler.py` decides, this file does. It knows the broker, the engine and the transfer; it must not know HTTP or text.
+`scheduler.py` decides, this file does; `handoff.py` is what follows a prompt's last chunk. It knows the broker, the
+engine and the transfer; it must not know HTTP or text.
 """
 
 import asyncio
@@ -16,26 +17,17 @@ from broker.intake import Claim, Intake
 from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
-from engine.block_growth import first_blocks, growth_of
 from engine.block_space import BlockSpace
-from engine.continuation import event_of
-from engine.kv_pool import KVPool
-from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
-from engine.sampler import Sampled
-from engine.threads import on_passing_thread
-from kv_transfer.checksum import start_summer
-from kv_transfer.exported_pool import ExportedPool
-from kv_transfer.local import start_driver
 from kv_transfer.offers import Offers
-from kv_transfer.seal import Seal, open_seal
-from kv_transfer.segment import sweep_segments
-from kv_transfer.self_test import self_test
+from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
-from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
+from messages import FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
+from observability.catalogue import PREFIX_HIT, PREFIX_QUERIED
+from prefill_worker.batch import Batch
+from prefill_worker.handoff import Handoff
 from prefill_worker.running import Running, running
-from prefill_worker.scheduler import TAKE_COUNT, open_classes, plan_step
+from prefill_worker.scheduler import TAKE_COUNT, plan_step
 from settings import Settings
 from telemetry import get_logger
 
@@ -64,27 +56,28 @@ class PrefillWorker:
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space = runner, space
         self.offers = Offers(sender, space.free, seal or Seal())
-        self.blocks_freed = asyncio.Event()
+        self.batch = Batch(space)
         self.watch = OfferWatch(
             broker,
             board.worker_id,
             self.offers,
             settings.kv_transfer.release_check_s,
             settings.queue.clock_tolerance_s,
-            self.blocks_freed.set,
+            self.batch.blocks_freed.set,
         )
         self.meters = board.meters
         self.meters.num_offers = lambda: len(self.offers)
         self.intake = Intake(
             broker, broker.prefill_queue, heartbeat, board.worker_id, Phase.PREFILLING, settings.queue, self.meters
         )
-        self.waiting: deque[Running] = deque()  # claimed, no blocks yet; the most urgent first
-        self.running: list[Running] = []  # oldest first
         self.token_budget = settings.prefill.token_budget_on(runner.device_type)
         self.rate = Rolling(RATE_WINDOW_S)
         self.cancelled: set[tuple[str, int]] = set()
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.handoff = Handoff(
+            broker, self.meters, self.intake, self.batch, self.offers, runner.eos_token_ids, self.compute_thread
+        )
 
     async def run(self) -> None:
         """Until `stopping` is set; then give back what is unfinished."""
@@ -110,7 +103,7 @@ class PrefillWorker:
         """Take jobs until a step's worth of tokens is at hand, and start those for which there are blocks."""
         is_idle = not self.running and not self.waiting
         self.show()  # before it waits for a job: what the last step freed
-        classes = self.open_classes() if self.may_offer_more and not self.is_isolating else []
+        classes = self.batch.open_classes(self.token_budget) if self.may_offer_more and not self.is_isolating else []
         if classes:
             claims = await self.intake.next_claims(TAKE_COUNT, IDLE_BLOCK_MS if is_idle else 0, classes)
             for claim in claims:
@@ -120,7 +113,7 @@ class PrefillWorker:
                     await self.score(claim)
                 else:
                     self.waiting.append(self.opened(running(claim)))
-            self.waiting = deque(sorted(self.waiting, key=lambda one: one.claim.priority.rank))
+            self.batch.sort_waiting()
         while self.waiting and len(self.running) < self.settings.prefill.max_running and self.start(self.waiting[0]):
             self.running.append(self.waiting.popleft())
         if not self.running and (self.waiting or not classes):
@@ -150,78 +143,11 @@ class PrefillWorker:
         sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
         done = [(batch[chunk.position], token) for chunk, token in zip(plan, sampled, strict=True) if token is not None]
         finished = {id(one) for one, _ in done}
-        self.running = [one for one in self.running if id(one) not in finished]
-        await self.publish(done)
+        self.batch.running = [one for one in self.running if id(one) not in finished]
+        await self.handoff.publish(done)
         took_s = time.perf_counter() - began
         self.note_work(sum(chunk.num_tokens for chunk in plan), took_s)
         self.meters.prefill_step.observe(took_s)
-
-    async def publish(self, done: list[tuple[Running, Sampled]]) -> None:
-        """First tokens out at once; then the KV is offered and the sequence goes to decode."""
-        if not done:
-            return
-        eos_token_ids = self.runner.eos_token_ids
-        events = [event_of(one.sequence, token, eos_token_ids) for one, token in done]
-        appends = [
-            one.claim.next_event(event, one.sequence.num_output_tokens)
-            for (one, _), event in zip(done, events, strict=True)
-        ]
-        # The sums are taken while the first tokens, and then the offers, are on their way: nobody waits for them.
-        summing = [
-            self.sum_blocks(one.sequence.block_table) if event.finish_reason is None else None
-            for (one, _), event in zip(done, events, strict=True)
-        ]
-        began_s = time.perf_counter()
-        accepted = await self.broker.requests.append(appends)
-        published_s = time.perf_counter()
-        self.meters.publish.observe(published_s - began_s)
-        for (one, token), ok, sums in zip(done, accepted, summing, strict=True):
-            if ok:
-                self.note_prefill(one, published_s)
-            if not token.error:  # what gave no finite logits is not to be reused
-                self.space.remember(
-                    one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
-                )
-            if not ok:
-                self.meters.count(FENCED)
-                self.free(one)
-                await self.intake.lost(one.claim)
-            elif sums is None:
-                self.free(one)
-                await self.intake.done(one.claim)
-            else:
-                await self.offer(one, sums, published_s)
-
-    def sum_blocks(self, block_ids: list[int]) -> asyncio.Future[tuple[int, ...]]:
-        """Their checksums, before the next step is computed."""
-        return asyncio.get_running_loop().run_in_executor(self.compute_thread, self.offers.checksums, block_ids)
-
-    async def offer(self, one: Running, checksums: asyncio.Future[tuple[int, ...]], published_s: float) -> None:
-        """Offer the blocks and put the DecodeJob; only then is the PrefillJob acknowledged.
-
-        `published_s`: when its token was (time.perf_counter()).
-        """
-        job = one.claim.job
-        offer = self.offers.open(
-            one.claim.taken.request,
-            job.choice,
-            job.hop + 1,
-            one.sequence.block_table,
-            one.sequence.num_computed_tokens,
-        )
-        # Without our own deliveries: what has been prefilled did not die of it.
-        decode_job = DecodeJob(job.request_id, job.choice, job.hop + 1, offer.handle, job.attempt)
-        is_handed_over, _ = await asyncio.gather(
-            self.intake.hand_over(one.claim, decode_job, Phase.DECODE_QUEUED),
-            self.offers.put_checksums(offer, checksums),
-        )
-        if not is_handed_over:
-            self.offers.close(offer.transfer_id)
-            self.blocks_freed.set()
-            return
-        took_s = time.perf_counter() - published_s
-        num_blocks = len(offer.handle.block_ids)
-        self.meters.phase(self.meters.offer, took_s, "offer", offer.request, choice=job.choice, blocks=num_blocks)
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
@@ -234,25 +160,29 @@ class PrefillWorker:
         began = time.perf_counter()
         score = await self.on_compute_thread(lambda: self.runner.score(one.sequence))
         self.note_work(one.remaining_tokens, time.perf_counter() - began)
-        self.free(one)
+        self.batch.free(one)
         event = TokenEvent(finish_reason=FinishReason.STOP, score=score)
         (accepted,) = await self.broker.requests.append([claim.next_event(event, 0)])
         if accepted:
-            self.note_prefill(one, time.perf_counter())
+            self.handoff.note_prefill(one, time.perf_counter())
         await (self.intake.done(claim) if accepted else self.intake.lost(claim))
 
     # -- sequences and blocks ------------------------------------------------------------------------------------
 
-    def open_classes(self) -> list[Priority]:
-        """The classes of which more is taken now."""
-        claimed = [(one.claim.priority, one.remaining_tokens) for one in (*self.running, *self.waiting)]
-        waiting = {one.claim.priority for one in self.waiting}
-        return open_classes(claimed, waiting, self.token_budget)
+    @property
+    def running(self) -> list[Running]:
+        """Who is computed, oldest first."""
+        return self.batch.running
+
+    @property
+    def waiting(self) -> deque[Running]:
+        """Who is claimed and has no blocks yet."""
+        return self.batch.waiting
 
     @property
     def is_isolating(self) -> bool:
         """Whether a suspect is ours, which is computed alone: nothing is taken that it could take along."""
-        return any(self.intake.is_suspect(one.claim) for one in (*self.running, *self.waiting))
+        return any(self.intake.is_suspect(one.claim) for one in self.batch.claimed)
 
     @property
     def may_offer_more(self) -> bool:
@@ -269,12 +199,6 @@ class PrefillWorker:
             self.rate.note(num_tokens, seconds)
         self.board.prefilled_tokens += num_tokens
         self.board.tokens_per_s = self.rate.value
-
-    def note_prefill(self, one: Running, now_s: float) -> None:
-        """Its token, or its score, is published."""
-        claim = one.claim
-        facts = {"choice": claim.job.choice, "tokens": one.sequence.num_computed_tokens, "attempt": claim.attempt}
-        self.meters.phase(self.meters.prefill, now_s - one.began_s, "prefill", claim.taken.request, **facts)
 
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
@@ -302,18 +226,9 @@ class PrefillWorker:
         opening = [one.opening for one in self.running if one.opening is not None]
         await asyncio.wait(opening, timeout=GRAMMAR_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
 
-    def free(self, one: Running) -> None:
-        """Give the sequence's blocks back."""
-        self.space.free(one.sequence.block_table)
-        one.sequence.block_table = []
-        self.blocks_freed.set()
-
     async def wait_for_blocks(self) -> None:
         """Until a block was freed, or long enough to show that the loop is alive."""
-        self.blocks_freed.clear()
-        try:
-            await asyncio.wait_for(self.blocks_freed.wait(), IDLE_BLOCK_MS / 1000)
-        except TimeoutError:
+        if not await self.batch.wait_for_blocks(IDLE_BLOCK_MS / 1000):
             self.show()
 
     async def on_compute_thread(self, work: Callable[[], ResultT]) -> ResultT:
@@ -326,89 +241,38 @@ class PrefillWorker:
         """A finished sequence's offer is closed at once; its computation at the next step."""
         async for key in self.broker.cancels.listen():
             if self.offers.close_all_of(key):
-                self.blocks_freed.set()
+                self.batch.blocks_freed.set()
             self.cancelled.add(key)  # its claim may be on its way here; `drop_cancelled` forgets what is not ours
 
     async def drop_cancelled(self) -> None:
         """Stop computing for sequences that have ended, or that others took over while we slept."""
         keys, self.cancelled = self.cancelled, set()
-        claimed = (*self.running, *self.waiting)
-        for one in [one for one in claimed if one.claim.key in keys or not self.intake.is_ours(one.claim)]:
-            self.free(one)
-            (self.running if one in self.running else self.waiting).remove(one)
+        for one in [one for one in self.batch.claimed if one.claim.key in keys or not self.intake.is_ours(one.claim)]:
+            self.batch.drop(one)
             await self.intake.lost(one.claim)
 
     async def drop_late(self) -> None:
         """End the sequences whose time is over, whatever of them is computed."""
-        for one in [one for one in (*self.running, *self.waiting) if self.intake.is_late(one.claim)]:
-            self.free(one)
-            (self.running if one in self.running else self.waiting).remove(one)
+        for one in [one for one in self.batch.claimed if self.intake.is_late(one.claim)]:
+            self.batch.drop(one)
             await self.intake.expire(one.claim)
 
     async def drop_refused(self) -> None:
         """End the sequences whose grammar cannot be followed."""
-        for one in (*self.running, *self.waiting):
+        for one in self.batch.claimed:
             error = one.opening.result() if one.opening is not None and one.opening.done() else None
             if error is not None:
-                self.free(one)
-                (self.running if one in self.running else self.waiting).remove(one)
+                self.batch.drop(one)
                 await self.intake.fail(one.claim, str(error), error.status)
 
     async def drain(self) -> None:
         """Hand unfinished jobs back to the queue, then wait for open offers to be pulled."""
         self.board.state = WorkerState.DRAINING
-        for one in (*self.running, *self.waiting):
+        for one in self.batch.claimed:
             job = one.claim.job
             again = PrefillJob(job.request_id, job.choice, job.hop + 1, job.attempt, len(one.claim.taken.events))
             await self.intake.hand_over(one.claim, again, Phase.PREFILL_QUEUED)
-            self.free(one)
+            self.batch.free(one)
         deadline = asyncio.get_running_loop().time() + self.settings.queue.drain_s
         while len(self.offers) and asyncio.get_running_loop().time() < deadline:
             await self.wait_for_blocks()
-
-
-async def work(
-    settings: Settings,
-    board: StatusBoard,
-    broker: Broker,
-    heartbeat: Heartbeat,
-    loaded: LoadedModel,
-    listen: Callable[[], asyncio.Event],
-) -> None:
-    """Serve with the loaded model until the event of `listen` is set, which SIGTERM does. Raises StartupError."""
-    layout, num_blocks, ranks = loaded.layout, loaded.num_blocks, loaded.ranks
-    seal = open_seal(settings.kv_transfer, log.warning)
-    driver, place = start_driver(settings.kv_transfer, loaded.model.device)
-    await on_passing_thread(self_test, driver)
-    heartbeat.on_tick.append(sweep_segments)  # a worker killed beside us leaves its pool in /dev/shm
-    with ExportedPool(
-        settings.kv_transfer,
-        driver,
-        place,
-        worker_id=board.worker_id,
-        num_blocks=num_blocks,
-        block_bytes=layout.block_bytes,
-        layout_hash=layout.hash(loaded.model.model_hash),
-        max_offers=settings.kv_transfer.max_offers,
-        summer=start_summer(settings.kv_transfer, loaded.model.device),
-        # The pools of all ranks are reserved by their own.
-        first_blocks=first_blocks(settings.kv, layout.block_bytes, num_blocks) if ranks is None else None,
-    ) as exported:
-        pool = KVPool.over(layout, exported.sender.buffer)
-        if ranks is None:
-            runner = ModelRunner(loaded.model, pool, grammars=loaded.grammars)
-        else:
-            exported.lead(ranks.serve(num_blocks))
-            runner = ModelRunner(loaded.model, pool, ranks.step, grammars=loaded.grammars)
-        board.export = seal.seal_export(exported.export)
-        growth = None
-        if ranks is None and loaded.model.device.type == "cpu":
-            sender = exported.sender
-            growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
-        space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
-        worker.stopping = listen()
-        board.max_running = settings.prefill.max_running
-        board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
-        log.info("worker_ready", num_blocks=num_blocks, capacity_tokens=num_blocks * settings.kv.block_size)
-        await worker.run()

@@ -17,7 +17,7 @@ from kv_transfer.segment import sweep_segments
 from kv_transfer.shared_memory import ShmDriver
 
 # What the fork server imports once.
-PRELOAD = ["bench.chaos.role", "cli.roles", "api.server", "prefill_worker.worker", "decode_worker.worker"]
+PRELOAD = ["bench.chaos.role", "cli.roles", "api.server", "prefill_worker.assembly", "decode_worker.assembly"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,13 @@ def _put_doors(role: str, gates: Gates, step_s: float) -> None:
     from engine.model_runner import ModelRunner
     from engine.sampler import Sampled
     from engine.sequence import Sequence
+    from prefill_worker.handoff import Handoff
     from prefill_worker.worker import PrefillWorker
 
     if role == "prefill":
         _hold(Intake, "next_claims", gates, Phase.QUEUED)
         _hold(PrefillWorker, "on_compute_thread", gates, Phase.PREFILLING)
-        _hold(PrefillWorker, "offer", gates, Phase.FIRST_TOKEN)
+        _hold(Handoff, "offer", gates, Phase.FIRST_TOKEN)
         return
     _hold(Intake, "next_claims", gates, Phase.OFFERED)
     _hold(Exports, "find", gates, Phase.PULLING)

@@ -78,17 +78,17 @@ def mark_worker(role: Role, marks: Marks) -> None:
     from engine.model_runner import ModelRunner
     from kv_transfer.offers import Offers
     from kv_transfer.sender import KVSender
-    from prefill_worker.worker import PrefillWorker
+    from prefill_worker.handoff import Handoff
 
     if role is Role.PREFILL:
-        publish = PrefillWorker.publish
+        publish = Handoff.publish
 
-        async def publish_noted(worker: PrefillWorker, done: list[Any]) -> None:
+        async def publish_noted(handoff: Handoff, done: list[Any]) -> None:
             for one, _ in done:
                 marks.note("first_token", time.monotonic_ns(), one.claim.job.request_id)
-            await publish(worker, done)
+            await publish(handoff, done)
 
-        PrefillWorker.publish = publish_noted  # type: ignore[method-assign, assignment]
+        Handoff.publish = publish_noted  # type: ignore[method-assign, assignment]
         marks.around(
             ModelRunner, "prefill", "prefill", lambda _, chunks: ("", sum(chunk.num_tokens for chunk in chunks))
         )

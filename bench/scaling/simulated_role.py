@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What the fork server imports once.
-PRELOAD = ["bench.scaling.simulated_role", "cli.roles", "api.server", "prefill_worker.worker", "decode_worker.worker"]
+PRELOAD = [
+    "bench.scaling.simulated_role",
+    "cli.roles",
+    "api.server",
+    "prefill_worker.assembly",
+    "decode_worker.assembly",
+]
 TOKEN_ID = 97
 
 

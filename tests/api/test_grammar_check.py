@@ -86,7 +86,7 @@ def test_what_can_be_followed_passes(grammar: Grammar) -> None:
 
 
 def test_llguidance_is_not_loaded_before_it_is_needed() -> None:
-    program = "import sys, api.app, api.server, prefill_worker.worker, decode_worker.worker\n"
+    program = "import sys, api.app, api.server, prefill_worker.assembly, decode_worker.assembly\n"
     program += "sys.exit('llguidance' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 

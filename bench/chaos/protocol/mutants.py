@@ -18,11 +18,12 @@ from broker.intake import Intake
 from broker.offer_watch import OfferWatch
 from broker.scripts import load_script
 from decode_worker.admission import Admission
+from decode_worker.departures import Departures
 from decode_worker.local_prefill import LocalPrefill
 from decode_worker.worker import DecodeWorker
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.offers import Offers
-from prefill_worker.worker import PrefillWorker
+from prefill_worker.handoff import Handoff
 
 Broken = Callable[[], Any]  # -> a context manager
 
@@ -186,11 +187,11 @@ MUTANTS = (
         "freed_at_hand_over",
         "blocks are freed when they are handed over",
         _code(
-            PrefillWorker,
+            Handoff,
             "offer",
             (
                 "    if not is_handed_over",
-                "    self.space.free(offer.handle.block_ids)\n    if not is_handed_over",
+                "    self.batch.space.free(offer.handle.block_ids)\n    if not is_handed_over",
             ),
         ),
     ),
@@ -208,7 +209,7 @@ MUTANTS = (
         "preempted_is_lost",
         "a preempted sequence is acknowledged and goes nowhere",
         _code(
-            DecodeWorker,
+            Departures,
             "preempt",
             (
                 "await self.intake.hand_over(one.claim, one.prefill_job(one.claim.job.hop + 1), Phase.PREFILL_QUEUED)",
@@ -222,7 +223,7 @@ MUTANTS = (
         _code(
             DecodeWorker,
             "step",
-            ("refused = await self.publish()", "refused = await self.publish(); self.retire(refused)"),
+            ("self.publisher.publish()", "self.publisher.publish(); self.departures.retire(refused)"),
         ),
     ),
     Mutant(

@@ -165,7 +165,7 @@ class SimulatedWorker:
         worker = self.worker
         if isinstance(worker, PrefillWorker):
             return bool(worker.running or worker.waiting)
-        return bool(worker.admission.num_claimed or worker.unpublished)
+        return bool(worker.admission.num_claimed or worker.publisher.unpublished)
 
     def has_decoded_from(self, owner: str) -> bool:
         """Whether a sequence that it pulled from that worker has got on since."""
@@ -210,9 +210,9 @@ class SimulatedWorker:
             self.process.renewing = frozenset()
             return
         if isinstance(worker, PrefillWorker):
-            held: list[Any] = [*worker.running, *worker.waiting]
+            held: list[Any] = [*worker.batch.claimed]
         else:
-            held = [*worker.batch.here, *(output.one for output in worker.unpublished)]
+            held = [*worker.batch.here, *(output.one for output in worker.publisher.unpublished)]
         self.process.renewing = frozenset(
             (self.heartbeat._keys.queue(one.claim.entry.queue, one.claim.priority), one.claim.entry.entry_id)
             for one in held
