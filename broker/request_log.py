@@ -4,12 +4,10 @@ Every change is one Lua script of broker/lua/, hence atomic and harmless when re
 is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTTP.
 """
 
-import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -17,15 +15,14 @@ from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
 from broker.choice import Append, ChoiceProgress, ChoiceState, SequenceLoad, Taken, member_of, parse_member
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP, LOCAL, Keys
-from broker.scripts import Argument, load_script
+from broker.scripts import load_script
+from broker.step_append import RELAY_EXPIRE_S, append_step
 from messages import (
     DecodeJob,
     GenerationRequest,
     InvalidRequest,
     Phase,
     PrefillJob,
-    RelayedEvent,
-    RelayedEvents,
     Role,
     TokenEvent,
     decode,
@@ -34,9 +31,6 @@ from messages import (
 from settings import StreamSettings
 
 __all__ = ["Append", "ChoiceProgress", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
-
-TWO_TRIPS_FROM = 32  # events of one step
-RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
 
 
 class CancelIf(StrEnum):
@@ -135,46 +129,7 @@ class RequestLog:
         True: the event stands in the stream, be it from an earlier try of this very call. False: the choice is
         finished, unknown or another's; drop the sequence, and its queue entry only through `ack_if_stale`.
         """
-        if not items:
-            return []
-        half = len(items) // 2
-        if len(items) < TWO_TRIPS_FROM or _have_a_choice_in_common(items[:half], items[half:]):
-            return await self._append(items)
-        # While Redis and the API process work on the first half, the second is encoded: it halves what a token waits
-        # for the other tokens of its step.
-        first, second = await asyncio.gather(self._append(items[:half]), self._append(items[half:]))
-        return first + second
-
-    async def _append(self, items: Sequence[Append]) -> list[bool]:
-        keys = self._keys
-        item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
-        arguments: list[Argument] = [
-            self._stream.keep_s,
-            keys.relay(""),
-            self._stream.relay_max_entries,
-            RELAY_EXPIRE_S,
-            len(items),
-        ]
-        relayed: dict[str, list[RelayedEvent]] = {}
-        for item in items:
-            event, api_id = item.event, item.api_id
-            place = _place(keys, item.request_id, item.choice)
-            item_keys += (place.record, place.tokens)
-            arguments += (
-                item.choice,
-                place.member,
-                item.epoch,
-                item.index,
-                0 if event.finish_reason is None else 1,
-                encode(event),
-                api_id,
-            )
-            if api_id:
-                relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
-        for api_id, events in relayed.items():
-            arguments += (api_id, len(events), encode(RelayedEvents(events)))
-        answers = await load_script("append").run(self._redis, item_keys, arguments)
-        return [answer == 1 for answer in answers]
+        return await append_step(self._redis, self._keys, self._stream, items)
 
     async def finish(self, request_id: str, choice: int, event: TokenEvent, api_id: str | None = None) -> bool:
         """End a choice from outside its owner, who is fenced; True when this call ended it.
@@ -361,22 +316,3 @@ class RequestLog:
                 SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)
             )
         return loads
-
-
-def _have_a_choice_in_common(some: Sequence[Append], others: Sequence[Append]) -> bool:
-    """Whether their order matters."""
-    places = {(item.request_id, item.choice) for item in some}
-    return any((item.request_id, item.choice) in places for item in others)
-
-
-class _Place(NamedTuple):
-    """How a choice is called in Redis."""
-
-    record: str
-    tokens: str
-    member: str
-
-
-@lru_cache(maxsize=4096)  # more than the sequences that a worker runs at a time
-def _place(keys: Keys, request_id: str, choice: int) -> _Place:
-    return _Place(keys.record(request_id), keys.tokens(request_id, choice), member_of(request_id, choice))

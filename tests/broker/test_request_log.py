@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from broker.request_log import TWO_TRIPS_FROM, Append, SequenceLoad
+from broker.request_log import Append, SequenceLoad
+from broker.step_append import TWO_TRIPS_FROM
 from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent
 from settings import StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, begin, make_append, make_decode_job, make_request, relayed
