@@ -22,9 +22,9 @@ from engine.penalties import (
 )
 from engine.sampler import Sampled, is_greedy, to_sampled
 from engine.truncation import lowest_logit, truncates
-from kernels.gpu import sampling
+from kernels.gpu import logit_edit, sampling
 from kernels.gpu.logits_bitmask import logits_bitmask
-from kernels.gpu.sampling import SamplingInputs
+from kernels.gpu.sampling_inputs import SamplingInputs
 
 _ALIGNMENT = 16  # bytes; where a tensor begins is part of what a kernel is compiled for
 _NO_EDIT = ((0.0,), (1.0,), (0.0,), (0.0,), (np.inf,))  # added, repetition, subtracted, growth, ceiling
@@ -40,7 +40,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
     if not rows:
         return []
     inputs = sampling_inputs(rows, logits.shape[1], logits.device)
-    edited = sampling.edit(logits, inputs)
+    edited = logit_edit.edit(logits, inputs)
     # After the edits, which change no logit that stays: what a grammar forbids is out whatever else is said of it.
     guided = [(index, row.allowed_bits) for index, row in enumerate(rows) if row.allowed_bits is not None]
     if guided:

@@ -1,4 +1,5 @@
-"""Cases of kernels/gpu/sampling.py: one decode step's batch on the vocabularies of SmolLM2, Llama 3 and Qwen2.5."""
+"""Cases of kernels/gpu/logit_edit.py and sampling.py: one decode step's batch on the vocabularies of SmolLM2, Llama 3
+and Qwen2.5."""
 
 from typing import Any
 
@@ -9,8 +10,8 @@ from bench.kernels.case import Expected, Inputs, KernelCase
 from engine.gpu_sampler import sampling_inputs
 from engine.penalties import apply_penalties
 from engine.sampler import SamplingRow, sample
-from kernels.gpu import sampling
-from kernels.gpu.sampling import SamplingInputs
+from kernels.gpu import logit_edit, sampling
+from kernels.gpu.sampling_inputs import SamplingInputs
 from messages import SamplingParams
 
 _GREEDY: dict[str, Any] = {}
@@ -64,7 +65,7 @@ def _edit(num_rows: int, vocab_size: int) -> KernelCase:
         family="sampling",
         name=f"edit {num_rows}x{vocab_size}",
         make=make,
-        launch=sampling.edit,
+        launch=logit_edit.edit,
         twin=twin,
         tolerance=0,
         traffic_bytes=8 * num_rows * vocab_size,

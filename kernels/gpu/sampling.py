@@ -1,8 +1,7 @@
 """The choice of the next token on a GPU: the token that `engine.sampler.sample` chooses. No sort, no host decision.
 
-`edit` makes the logits that count: logit bias, allowed ids, penalties and EOS rules (a short list of ids, each with
-what happens to it), divided by the temperature. `choose` then takes the best score, logit + Gumbel noise, of the ids
-that top_p, top_k and min_p keep. What they keep is a beginning of the ids in order of falling logit, equals by rising
+From the logits that count, which `logit_edit.py` makes, it takes the best score, logit + Gumbel noise, of the ids that
+top_p, top_k and min_p keep. What they keep is a beginning of the ids in order of falling logit, equals by rising
 id. So the best score of all is tried first: the ids before it are counted and weighed, which says whether it is kept;
 if not, the best score among the ids before it is tried, and so on. That is one look at the row per trial, of which a
 row needs 1 + log(1 / kept probability) on average (a trial's place among the ids before the last one is uniform in
@@ -13,10 +12,8 @@ on the vocabulary's size alone, so that few kernels are compiled, and no result 
 Arithmetic that decides is float32 without contraction (`enable_fp_fusion=False`), like the twin's on the CPU
 (`kernels/softmax_mass.py`); the noise is float64, whose logarithms are most of the work: 60 operations per drawn id.
 
-Bound by memory on data-center GPUs (4 bytes read, 4 written, 12 more for rows that are cut), by float64 on others.
+Bound by memory on data-center GPUs (4 bytes read, 12 more for rows that are cut), by float64 on others.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -24,10 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import softmax_mass
+from kernels.gpu.sampling_inputs import SamplingInputs
 
 _TILE = 1024  # ids per turn of a program's loop
 _FINISH_TILE = 4096
-_EDITS_PER_PROGRAM = 128
 _MAX_SPLITS = 32
 _TILES_PER_SPLIT = 3  # at least, so that a program's start is paid for
 
@@ -37,72 +34,6 @@ _FRACTION_BITS = tl.constexpr(softmax_mass.FRACTION_BITS)
 _C1, _C2, _C3, _C4, _C5 = (tl.constexpr(coefficient) for coefficient in softmax_mass.POWER)
 _NO_ID = tl.constexpr(2**31 - 1)
 _NO_LIMIT = tl.constexpr(2**63 - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingInputs:
-    """What the rows of one batch want. [B] each, on the logits' device; a greedy row has temperature 1 and no limits.
-
-    The edits are entries (row, id), each pair once; `edits` [5, E] float32 is what happens to the logit, in this order:
-    added; repetition penalty; subtracted; growth by that much of its size; ceiling (inf: none).
-    """
-
-    cuts: bool  # whether any row has a limit
-    seeds: Tensor  # int64
-    token_indexes: Tensor  # int64
-    top_p: Tensor  # float64; 1: no limit
-    temperatures: Tensor  # float32
-    lowest: Tensor  # float32: log(min_p); -inf: no limit
-    top_k: Tensor  # int32; the vocabulary's size: no limit
-    draws: Tensor  # int32: 0 where the largest logit is taken
-    only_edited: Tensor  # int32: 1 where ids without an edit are not allowed
-    edit_rows: Tensor  # [E] int32
-    edit_ids: Tensor  # [E] int32
-    edits: Tensor  # [5, E] float32
-
-
-@triton.jit
-def _scale_kernel(
-    logits_ptr, scaled_ptr, temperatures_ptr, only_edited_ptr, logits_stride, vocab_size, TILE: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    ids = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = ids < vocab_size
-    logits = tl.load(logits_ptr + row * logits_stride + ids, mask=inside, other=0.0).to(tl.float32)
-    scaled = tl.div_rn(logits, tl.load(temperatures_ptr + row))
-    scaled = tl.where(tl.load(only_edited_ptr + row) != 0, float("-inf"), scaled)
-    tl.store(scaled_ptr + row * vocab_size + ids, scaled, mask=inside)
-
-
-@triton.jit(do_not_specialize=["num_edits"])
-def _edit_kernel(
-    logits_ptr,
-    scaled_ptr,
-    temperatures_ptr,
-    edit_rows_ptr,
-    edit_ids_ptr,
-    edits_ptr,
-    num_edits,
-    logits_stride,
-    vocab_size,
-    BLOCK: tl.constexpr,
-):
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < num_edits
-    rows = tl.load(edit_rows_ptr + places, mask=inside, other=0).to(tl.int64)
-    ids = tl.load(edit_ids_ptr + places, mask=inside, other=0)
-    added = tl.load(edits_ptr + places, mask=inside, other=0.0)
-    repetition = tl.load(edits_ptr + num_edits + places, mask=inside, other=1.0)
-    subtracted = tl.load(edits_ptr + 2 * num_edits + places, mask=inside, other=0.0)
-    growth = tl.load(edits_ptr + 3 * num_edits + places, mask=inside, other=0.0)
-    ceiling = tl.load(edits_ptr + 4 * num_edits + places, mask=inside, other=0.0)
-    x = tl.load(logits_ptr + rows * logits_stride + ids, mask=inside, other=0.0).to(tl.float32) + added
-    x = tl.where(x > 0.0, tl.div_rn(x, repetition), x * repetition) - subtracted
-    size = tl.abs(x)
-    x = x + tl.where(size < float("inf"), size, 0.0) * growth
-    x = tl.where(x > ceiling, ceiling, x)  # a NaN stays one
-    temperatures = tl.load(temperatures_ptr + rows, mask=inside, other=1.0)
-    tl.store(scaled_ptr + rows * vocab_size + ids, tl.div_rn(x, temperatures), mask=inside)
 
 
 @triton.jit
@@ -315,47 +246,10 @@ def _finish_kernel(
         tl.store(out_ptr + row * 2 + 1, float("-inf"))
 
 
-def edit(logits: Tensor, inputs: SamplingInputs) -> Tensor:
-    """[B, V] float32: the logits after every edit, divided by the temperature. logits: any float type, not changed."""
-    num_rows, vocab_size = logits.shape
-    assert logits.stride(1) == 1, "a row is contiguous"
-    scaled = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=logits.device)
-    if not num_rows:
-        return scaled
-    _scale_kernel[(num_rows, triton.cdiv(vocab_size, _TILE))](
-        logits,
-        scaled,
-        inputs.temperatures,
-        inputs.only_edited,
-        logits.stride(0),
-        vocab_size,
-        TILE=_TILE,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    num_edits = len(inputs.edit_rows)
-    if num_edits:
-        _edit_kernel[(triton.cdiv(num_edits, _EDITS_PER_PROGRAM),)](
-            logits,
-            scaled,
-            inputs.temperatures,
-            inputs.edit_rows,
-            inputs.edit_ids,
-            inputs.edits,
-            num_edits,
-            logits.stride(0),
-            vocab_size,
-            BLOCK=_EDITS_PER_PROGRAM,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
-    return scaled
-
-
 def choose(scaled: Tensor, inputs: SamplingInputs, tile: int = _TILE, finish_tile: int = _FINISH_TILE) -> Tensor:
     """[B, 2] float64: token id and logprob; -1 and -inf where the row has a NaN or +inf or nothing finite.
 
-    scaled: of `edit`. The tiles (powers of 2) are for tests.
+    scaled: of `logit_edit.edit`. The tiles (powers of 2) are for tests.
     """
     num_rows, vocab_size = scaled.shape
     device = scaled.device

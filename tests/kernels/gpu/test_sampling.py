@@ -18,7 +18,8 @@ from engine.gpu_sampler import sampling_inputs
 from engine.penalties import apply_penalties
 from engine.philox import gumbel, random_words
 from engine.sampler import SamplingRow, is_greedy, sample, to_sampled
-from kernels.gpu import sampling
+from kernels.gpu import logit_edit, sampling
+from kernels.gpu.sampling_inputs import SamplingInputs
 from kernels.softmax_mass import softmax_mass
 from messages import SamplingParams
 from tests.sampling_rows import KINDS, assert_same_choices, logits_of, rows
@@ -102,14 +103,14 @@ def test_each_edit(names: list[str]) -> None:
 def test_no_rows_are_no_launch() -> None:
     logits = torch.empty(0, 10)
     inputs = sampling_inputs([SamplingRow(SamplingParams(0), (), (), ())], 10, CPU)
-    assert sampling.edit(logits, inputs).shape == (0, 10)
+    assert logit_edit.edit(logits, inputs).shape == (0, 10)
     assert sampling.choose(logits, inputs).shape == (0, 2)
 
 
 def assert_edited(logits: Tensor, batch: list[SamplingRow]) -> Tensor:
     inputs = sampling_inputs(batch, logits.shape[1], CPU)
     with watched(logits, *tensors_of(inputs)):
-        edited = sampling.edit(logits, inputs)
+        edited = logit_edit.edit(logits, inputs)
     wanted = logits.clone()
     apply_penalties(wanted, batch)
     for own, row in zip(wanted, batch, strict=True):
@@ -118,7 +119,7 @@ def assert_edited(logits: Tensor, batch: list[SamplingRow]) -> Tensor:
     return edited
 
 
-def tensors_of(inputs: sampling.SamplingInputs) -> list[Tensor]:
+def tensors_of(inputs: SamplingInputs) -> list[Tensor]:
     values = (getattr(inputs, name) for name in inputs.__slots__)
     return [value for value in values if isinstance(value, Tensor)]
 
