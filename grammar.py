@@ -1,4 +1,4 @@
-"""What a grammar of a request means, and what it may cost: from `messages.Grammar` to a matcher of llguidance.
+"""What a grammar of a request means, and what it may cost: from a request's `Grammar` to a matcher of llguidance.
 
 The API process refuses by it and workers mask by it, so both mean the same. A matcher reads tokens and says which may
 come next; its work is counted by llguidance and ends in an error at the limits below, wherever it comes to them. This
@@ -14,7 +14,8 @@ Kinds:
 
 from typing import TYPE_CHECKING
 
-from messages import Grammar, InvalidRequest
+from errors import InvalidRequest
+from messages.request import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from settings import LogSettings
+from settings.observability import LogSettings
 
 Logger = structlog.stdlib.BoundLogger
 

@@ -5,8 +5,8 @@ import sys
 import uvloop
 
 from api.server import serve
-from messages import StartupError
-from settings import load_settings
+from errors import StartupError
+from settings.loading import load_settings
 from telemetry import configure_logging, get_logger
 
 

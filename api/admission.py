@@ -25,19 +25,11 @@ from api.services import Services
 from api.terms import read_priority, read_timeout_s
 from api.tgi import from_tgi, is_tgi
 from broker.deadline import now_ms
-from messages import (
-    AnswerParams,
-    GenerationRequest,
-    InvalidRequest,
-    NoWorker,
-    OutputParams,
-    Role,
-    SamplingParams,
-    WorkerState,
-    WorkerStatus,
-)
+from errors import InvalidRequest, NoWorker
+from messages.request import AnswerParams, GenerationRequest, OutputParams, SamplingParams
+from messages.worker_status import Role, WorkerState, WorkerStatus
 from observability.tracing import valid_traceparent
-from settings import ApiSettings
+from settings.api import ApiSettings
 
 Body = dict[str, Any]
 

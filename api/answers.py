@@ -13,7 +13,9 @@ from api.openai.bodies import chat_body, completion_body
 from api.openai.chunks import ChatChunks, CompletionChunks
 from api.services import Services
 from api.tgi import TgiFrames, tgi_body
-from messages import GenerationRequest, InvalidRequest, TokenEvent
+from errors import InvalidRequest
+from messages.request import GenerationRequest
+from messages.token_event import TokenEvent
 
 GENERATE = "generate"
 GENERATE_STREAM = "generate_stream"

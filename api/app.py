@@ -18,7 +18,7 @@ from api.openai import routes as openai_routes
 from api.openapi import described
 from api.request_id import RequestId
 from api.services import Services
-from messages import RequestError
+from errors import RequestError
 
 
 def create_app(services: Services) -> FastAPI:

@@ -15,7 +15,7 @@ from api.errors import aborted
 from api.generation import follow_unattended
 from api.services import Services
 from broker.request_log import CancelIf
-from messages import WireError
+from errors import WireError
 from telemetry import get_logger
 
 log = get_logger()

@@ -13,7 +13,7 @@ from api.curves import EVERY_S, Point
 from api.incidents import Incident
 from api.timelines import Timeline
 from broker.queue_waits import Wait
-from messages import WorkerStatus
+from messages.worker_status import WorkerStatus
 
 ShowId = Callable[[str], str]
 

@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from broker.client import Broker
 from broker.request_log import SequenceLoad
-from messages import Role, WorkerState, WorkerStatus
-from settings import ApiSettings
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.api import ApiSettings
 from telemetry import get_logger
 
 log = get_logger()

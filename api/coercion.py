@@ -4,7 +4,7 @@ Pure. An int field takes an int, a float field a number, a bool field anything (
 it means the default.
 """
 
-from messages import InvalidRequest
+from errors import InvalidRequest
 
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = 3.4028234663852886e38  # what the sampler computes in

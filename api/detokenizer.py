@@ -10,7 +10,7 @@ tokens are joined by a blank, or by nothing. A dropped special token does not en
 import codecs
 
 from api.pieces import Pieces
-from messages import OutputParams
+from messages.request import OutputParams
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 

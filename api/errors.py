@@ -1,7 +1,7 @@
 """How a failure becomes an HTTP answer: `{"message": "..."}` with LightLLM's status codes, or OpenAI's error object.
 
-Knows the error tree of messages.py, HTTP, and which paths are OpenAI's. Every client error is a 417 on LightLLM's
-routes and a 400 on OpenAI's, never a 422.
+Knows the error tree of the root's errors.py, HTTP, and which paths are OpenAI's. Every client error is a 417 on
+LightLLM's routes and a 400 on OpenAI's, never a 422.
 """
 
 import math
@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from messages import FinishReason, InvalidRequest, QueueFull, RequestError, TokenEvent, WorkerFailed
+from errors import InvalidRequest, QueueFull, RequestError, WorkerFailed
+from messages.token_event import FinishReason, TokenEvent
 from telemetry import get_logger
 
 log = get_logger()

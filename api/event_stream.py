@@ -23,7 +23,7 @@ from api.generation import Departure, Generation
 from api.merged import merged
 from api.request_id import HEADER
 from api.services import Services
-from messages import RequestError
+from errors import RequestError
 
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.backlog import UNBOUNDED, Backlog, Reason, Room
-from messages import Priority, Role, WorkerState, WorkerStatus
-from settings import QueueSettings
+from messages.request import Priority
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.broker import QueueSettings
 
 LEAST_RETRY_S, MOST_RETRY_S = 1, 30
 LARGEST_OWN_SHARE = 0.5

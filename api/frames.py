@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import msgspec
 import orjson
 
-from messages import FinishReason, GenerationRequest, PromptLogprob, TokenLogprob
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, PromptLogprob, TokenLogprob
 
 LEAST_LOGPROB = -9999.0  # JSON has no -inf
 

@@ -11,8 +11,8 @@ from api.forecast import Asked, retry_after_s, room_for, supply_of
 from broker.backlog import Backlog, Refused, refusal
 from broker.deadline import now_ms
 from broker.request_log import RequestLog
-from messages import GenerationRequest
-from settings import QueueSettings
+from messages.request import GenerationRequest
+from settings.broker import QueueSettings
 
 KNOWN_FOR_S = 0.1  # how long what a creation found is taken for true
 

@@ -24,7 +24,9 @@ from api.services import Services
 from broker.deadline import deadline_error, deadline_event, is_past, now_ms
 from broker.request_log import CancelIf
 from broker.subscription import Subscription
-from messages import FinishReason, GenerationRequest, InvalidRequest, NoWorker, QueueFull, RequestError, TokenEvent
+from errors import InvalidRequest, NoWorker, QueueFull, RequestError
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
 from telemetry import get_logger
 
 log = get_logger()

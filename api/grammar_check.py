@@ -10,8 +10,9 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from errors import InvalidRequest, QueueFull
 from grammar import check, compile_grammar, refusal
-from messages import Grammar, InvalidRequest, QueueFull
+from messages.request import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer

@@ -1,4 +1,4 @@
-"""What a client says of the form of its output -> messages.Grammar: LightLLM's parameters, OpenAI's response_format and
+"""What a client says of the form of its output -> a Grammar: LightLLM's parameters, OpenAI's response_format and
 vLLM's extensions of it. Pure; whether the grammar can be followed is grammar_check.py's to find out.
 """
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import orjson
 
-from messages import Grammar, InvalidRequest
+from errors import InvalidRequest
+from messages.request import Grammar
 
 PARAMETERS = ("regular_constraint", "guided_grammar", "guided_json")
 EXTENSIONS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")  # vLLM's until 0.12

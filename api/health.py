@@ -6,7 +6,7 @@ registry's word.
 
 from collections.abc import Sequence
 
-from messages import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 
 def needed_roles(is_reward: bool) -> tuple[Role, ...]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from messages import FinishedPhase, WorkerState, WorkerStatus
+from messages.worker_status import FinishedPhase, WorkerState, WorkerStatus
 from observability import catalogue
 
 MAX_INCIDENTS = 100

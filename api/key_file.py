@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from messages import ConfigError
+from errors import ConfigError
 
 KEY_PREFIX = "pdq-"  # lets people and scanners of leaked secrets tell what it is
 ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # part of a Redis key and of log lines

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from api.errors import TooManyRequests
 from broker.client import Broker
 from broker.key_limits import Exceeded, Limits, RecordInUse, Refusal
-from messages import InvalidRequest
+from errors import InvalidRequest
 from telemetry import get_logger
 
 log = get_logger()

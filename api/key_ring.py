@@ -10,7 +10,7 @@ from pathlib import Path
 
 from api.key_file import ApiKey, KeyFileError, hash_of, read_keys
 from broker.key_limits import Limits
-from settings import SecuritySettings
+from settings.api import SecuritySettings
 from telemetry import get_logger
 
 log = get_logger()

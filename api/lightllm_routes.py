@@ -24,7 +24,7 @@ from api.generation import Departure, Generation
 from api.resuming import wants_ids
 from api.services import Services, services_of
 from api.whole_answer import whole_answer
-from messages import RequestError
+from errors import RequestError
 
 router = APIRouter()
 

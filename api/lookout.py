@@ -15,7 +15,7 @@ from api.incidents import Incidents
 from api.meters import ApiMeters
 from broker.client import Broker
 from broker.queue_waits import read_waits
-from messages import WorkerStatus
+from messages.worker_status import WorkerStatus
 
 
 class Lookout:

@@ -11,7 +11,8 @@ import msgspec
 from api.meters import ApiMeters
 from api.timelines import Timeline
 from broker.deadline import now_ms
-from messages import GenerationRequest, RequestError
+from errors import RequestError
+from messages.request import GenerationRequest
 from observability.tracing import OpenSpan, Tracing
 from telemetry import get_logger
 

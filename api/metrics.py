@@ -11,7 +11,8 @@ from prometheus_client.metrics_core import Metric as Family
 from api.meters import ApiMeters
 from broker.batch_records import BatchTotals
 from broker.queue_waits import Wait
-from messages import Priority, Role, WorkerStatus
+from messages.request import Priority
+from messages.worker_status import Role, WorkerStatus
 from observability import catalogue
 from observability.families import Aliases, family_of, histogram_families, text_of, worker_families
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from messages import ModelError
-from settings import ModelSettings
+from errors import ModelError
+from settings.model import ModelSettings
 
 REWARD_ARCHITECTURES = ("InternLM2ForRewardModel", "Qwen2ForRewardModel")
 

@@ -15,8 +15,11 @@ from api.request_id import HEADER
 from api.resuming import DETACHED, LAST_EVENT_ID, SSE_IDS
 from api.terms import PRIORITY, TIMEOUT
 from api.tgi import STYLE, STYLES
-from messages import FinishReason, Phase, Priority
-from settings import ApiSettings, BatchSettings
+from messages.job import Phase
+from messages.request import Priority
+from messages.token_event import FinishReason
+from settings.api import ApiSettings
+from settings.batch import BatchSettings
 
 Json = dict[str, Any]
 

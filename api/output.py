@@ -10,7 +10,8 @@ from api.frames import OutputToken
 from api.model_facts import ModelFacts
 from api.stop_matcher import StopMatcher
 from api.tokenizer import Tokenizer
-from messages import FinishReason, OutputParams, TokenEvent
+from messages.request import OutputParams
+from messages.token_event import FinishReason, TokenEvent
 
 
 class Output:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from api.coercion import MAX_INT32, to_float, to_int, to_token_ids
 from api.guided import PARAMETERS, grammar_of_parameters
 from api.model_facts import GenerationDefaults
-from messages import InvalidRequest, OutputParams, SamplingParams
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import OutputParams, SamplingParams
+from settings.api import ApiSettings
 
 GREEDY_TEMPERATURE = 1e-5  # below it sampling is the argmax
 IGNORED_INTS = ("image_max_patch_num", "suggested_dp_index")  # checked for their type, as LightLLM does

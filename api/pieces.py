@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from messages import ModelError
+from errors import ModelError
 
 PieceToBytes = Callable[[str], bytes]
 

@@ -17,7 +17,7 @@ from api.generation import Departure, Generation
 from api.request_view import request_view
 from api.resuming import last_seen
 from api.services import services_of
-from messages import GenerationRequest
+from messages.request import GenerationRequest
 
 router = APIRouter()
 

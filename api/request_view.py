@@ -13,7 +13,9 @@ from api.frames import OutputToken
 from api.output import Output
 from api.services import Services
 from broker.request_log import ChoiceProgress
-from messages import FinishReason, GenerationRequest, RequestError, TokenEvent
+from errors import RequestError
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
 
 FINISHED = "finished"  # stands where an unfinished choice has its phase
 

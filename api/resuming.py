@@ -5,7 +5,7 @@ Pure: headers and query -> values. Raises InvalidRequest.
 
 from starlette.requests import Request
 
-from messages import InvalidRequest
+from errors import InvalidRequest
 
 SSE_IDS = "X-SSE-Ids"
 DETACHED = "X-Detached"

@@ -19,7 +19,7 @@ from api.attendance import attend
 from api.body_sender import KnowingServer
 from api.services import Services, open_services, running
 from api.timed_protocol import TimedProtocol
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

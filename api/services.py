@@ -30,7 +30,7 @@ from broker.client import Broker, open_broker
 from broker.relay import RelayReader
 from file_store import FileStore
 from observability.tracing import Tracing, open_tracing
-from settings import Settings
+from settings.loading import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from api.services import services_of
 from api.token_load import token_load
 from broker.deadline import now_ms
 from broker.queue_waits import read_waits
-from messages import Role
+from messages.worker_status import Role
 from observability.families import Aliases
 from telemetry import get_logger
 

@@ -7,7 +7,7 @@ still become a stop sequence is held back, so no part of one is ever let out and
 from collections import deque
 from collections.abc import Hashable, Sequence
 
-from messages import OutputParams
+from messages.request import OutputParams
 
 
 class _Pattern:

@@ -6,8 +6,9 @@ Pure. The header's words are checked here and nowhere else.
 import math
 from collections.abc import Mapping
 
-from messages import InvalidRequest, Priority
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import Priority
+from settings.api import ApiSettings
 
 PRIORITY, TIMEOUT = "X-Priority", "X-Request-Timeout"
 

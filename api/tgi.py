@@ -13,8 +13,10 @@ from starlette.requests import Request
 from api.errors import BadField
 from api.frames import LEAST_LOGPROB, OutputToken
 from api.services import Services
-from messages import FinishReason, GenerationRequest, InvalidRequest
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason
+from settings.api import ApiSettings
 
 STYLE = "X-API-Style"
 STYLES = ("lightllm", "tgi")

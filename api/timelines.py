@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from messages import FinishedPhase, WorkerStatus
+from messages.worker_status import FinishedPhase, WorkerStatus
 
 MAX_TIMELINES = 60
 MAX_BARS = 32  # of one request

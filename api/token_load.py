@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.request_log import SequenceLoad
-from messages import Phase
+from messages.job import Phase
 
 EXPECTED_GROWTH = 1.1  # a sequence is expected to grow to this multiple of its present output ...
 LEAST_EXPECTED_TOKENS = 1024  # ... or to this many tokens, whichever is more

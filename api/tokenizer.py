@@ -14,7 +14,8 @@ import freed_memory
 from api.detokenizer import Detokenizer
 from api.pieces import Pieces
 from api.token_names import TokenNames
-from messages import ModelError, OutputParams
+from errors import ModelError
+from messages.request import OutputParams
 
 OFF_LOOP_CHARS = 4096  # about a millisecond of tokenizing; longer texts go to a thread, where the GIL is released
 

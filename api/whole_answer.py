@@ -17,7 +17,7 @@ from api.errors import CLIENT_CLOSED_REQUEST
 from api.generation import Departure, Generation
 from api.request_id import HEADER
 from api.services import Services
-from messages import GenerationRequest
+from messages.request import GenerationRequest
 
 
 async def whole_answer(request: Request, admitted: Sequence[GenerationRequest], services: Services) -> Response:

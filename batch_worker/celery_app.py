@@ -10,7 +10,7 @@ from celery import Celery
 
 from batch_worker.celery_url import celery_broker
 from broker.keys import Keys
-from settings import Settings
+from settings.loading import Settings
 
 TEND, SWEEP, STEP = "pdq.tend", "pdq.sweep", "pdq.step"
 QUEUE = "batch"

@@ -4,8 +4,8 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from broker.address import parse_address
-from messages import BrokerError, ConfigError
-from settings import RedisSettings
+from errors import BrokerError, ConfigError
+from settings.broker import RedisSettings
 
 
 def celery_broker(settings: RedisSettings) -> tuple[str, dict[str, Any]]:

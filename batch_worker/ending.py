@@ -15,7 +15,7 @@ from batch_worker.work import Work
 from broker.batch_records import BatchView
 from broker.deadline import now_ms
 from file_store import FileGone
-from messages import Batch, BatchStatus, StoredFile
+from messages.batch import Batch, BatchStatus, StoredFile
 from telemetry import get_logger
 
 log = get_logger()

@@ -14,7 +14,7 @@ import httpx
 import orjson
 
 from batch_worker.rows import Answer
-from settings import BatchSettings
+from settings.batch import BatchSettings
 from telemetry import get_logger
 
 log = get_logger()

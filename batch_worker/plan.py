@@ -9,7 +9,7 @@ from batch_worker.step_lease import held_step
 from batch_worker.work import Work
 from broker.deadline import now_ms
 from file_store import FileGone
-from messages import Batch, BatchStatus
+from messages.batch import Batch, BatchStatus
 from telemetry import get_logger
 
 log = get_logger()

@@ -16,7 +16,7 @@ from celery.beat import EmbeddedService, Scheduler
 from batch_worker.celery_app import new_celery
 from batch_worker.tasks import register
 from batch_worker.work_loop import WorkLoop
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

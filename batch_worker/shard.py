@@ -12,7 +12,7 @@ from batch_worker.rows import row_of
 from batch_worker.step_lease import Lost, held_step
 from batch_worker.work import Work
 from broker.batch_records import BatchView
-from messages import BatchStatus
+from messages.batch import BatchStatus
 from telemetry import get_logger
 
 log = get_logger()

@@ -11,7 +11,7 @@ from batch_worker.shard import step_of
 from batch_worker.work import Work
 from broker.batch_records import BatchView
 from broker.deadline import now_ms
-from messages import BatchStatus
+from messages.batch import BatchStatus
 
 SENT_FOR_S = 30.0  # a task that nobody has begun after this long is taken for lost
 

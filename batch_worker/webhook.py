@@ -19,7 +19,7 @@ from batch_worker.webhook_guard import NotAllowed, target_of
 from batch_worker.work import Work
 from broker.batch_records import BatchView
 from broker.deadline import now_ms
-from messages import ConfigError
+from errors import ConfigError
 from telemetry import get_logger
 
 log = get_logger()

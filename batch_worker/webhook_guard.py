@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-from settings import BatchSettings
+from settings.batch import BatchSettings
 
 
 class NotAllowed(Exception):

@@ -9,9 +9,9 @@ import httpx
 
 from batch_worker.line import LineSender
 from broker.client import Broker, open_broker
+from errors import ConfigError
 from file_store import FileStore
-from messages import ConfigError
-from settings import Settings
+from settings.loading import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from batch_worker.work import Work, open_work
 from broker.deadline import now_ms
-from settings import Settings
+from settings.loading import Settings
 
 ResultT = TypeVar("ResultT")
 

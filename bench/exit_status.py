@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from messages import ConfigError, PdqError, StartupError
+from errors import ConfigError, PdqError, StartupError
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from bench.response_decoder import BadResponse, ResponseDecoder
-from messages import ConfigError
+from errors import ConfigError
 
 MAX_ERROR_BODY_BYTES = 2000
 

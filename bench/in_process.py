@@ -13,8 +13,9 @@ from engine.kv_pool import KVPool
 from engine.loading import load
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
-from messages import Role, SamplingParams
-from settings import Settings
+from messages.request import SamplingParams
+from messages.worker_status import Role
+from settings.loading import Settings
 
 
 class InProcessPrefill:

@@ -28,7 +28,7 @@ from kv_transfer.pair_puller import PairPuller
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
 from kv_transfer.transport import Exporter, Puller
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 _LAYOUT = "bench"
 

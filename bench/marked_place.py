@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from messages import ConfigError
+from errors import ConfigError
 
 
 def put_into(path: Path, name: str, text: str) -> None:

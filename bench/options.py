@@ -11,7 +11,7 @@ from bench import lightllm_style
 from bench.openai_style import OpenAIStyle
 from bench.text_prompt import TextPrompt
 from bench.wire_style import WireStyle
-from messages import ConfigError
+from errors import ConfigError
 
 
 class StyleName(StrEnum):

@@ -7,7 +7,7 @@ draws a fresh seed unless it is told one.
 import random
 from dataclasses import dataclass
 
-from messages import ConfigError
+from errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

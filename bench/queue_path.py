@@ -15,7 +15,7 @@ from bench.load import Load, build_body, send_request
 from bench.record import RequestRecord
 from bench.report import Distribution, distribution_ms
 from bench.workload import Group
-from messages import PdqError
+from errors import PdqError
 
 
 class QueuePathFailed(PdqError):

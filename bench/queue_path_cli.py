@@ -29,7 +29,7 @@ from bench.result import FORMAT_VERSION, command_line, write_json
 from bench.step_bar import StepBar
 from bench.table import describe
 from bench.workload import Concurrency, Group
-from settings import load_settings
+from settings.loading import load_settings
 
 
 def queue_path(

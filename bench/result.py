@@ -15,7 +15,7 @@ from bench.machine import CpuUse, Machine
 from bench.record import RequestRecord
 from bench.report import Limits, Summary
 from bench.workload import Workload
-from messages import ConfigError
+from errors import ConfigError
 
 FORMAT_VERSION = 1
 

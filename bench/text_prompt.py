@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from messages import ConfigError
+from errors import ConfigError
 
 MAX_ROUNDS = 50
 BROKEN = "\ufffd"  # what bytes that are no character decode to

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import count
 
-from messages import ConfigError
+from errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

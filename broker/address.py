@@ -8,7 +8,7 @@ before the @ are the masters'; sentinels are asked with `?sentinel_username=` an
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from messages import BrokerError
+from errors import BrokerError
 
 SENTINEL, CLUSTER = "redis+sentinel", "redis+cluster"
 _DEFAULT_PORTS = {SENTINEL: 26379, CLUSTER: 6379}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from messages import Priority, QueueFull
+from errors import QueueFull
+from messages.request import Priority
 
 UNBOUNDED = 1e18  # a float that Lua reads too
 

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 
 from broker.keys import Keys
 from broker.scripts import load_script
-from messages import Batch, BatchStatus, decode, encode
+from messages.batch import Batch, BatchStatus
+from messages.wire import decode, encode
 
 
 @dataclass(frozen=True, slots=True)

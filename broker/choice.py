@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from messages import GenerationRequest, Phase, TokenEvent
+from messages.job import Phase
+from messages.request import GenerationRequest
+from messages.token_event import TokenEvent
 
 
 def member_of(request_id: str, choice: int) -> str:

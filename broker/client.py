@@ -29,8 +29,11 @@ from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
 from broker.request_log import RequestLog
 from broker.retry import BoundedRetry, endless_retry
-from messages import BrokerError, DecodeJob, FinishReason, PrefillJob, Role, TokenEvent
-from settings import QueueSettings, RedisSettings, StreamSettings
+from errors import BrokerError
+from messages.job import DecodeJob, PrefillJob
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 
 # What a command raises when Redis is away for longer than the retries last (2 s at least); a worker's never does.
 REDIS_AWAY = (ConnectionError, TimeoutError)

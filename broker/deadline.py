@@ -7,7 +7,9 @@ has died, and before they spend anything on a job that waited too long.
 
 import time
 
-from messages import DeadlineExceeded, FinishReason, GenerationRequest, TokenEvent
+from errors import DeadlineExceeded
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
 
 
 def now_ms() -> int:

@@ -5,7 +5,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from broker.keys import Keys
-from messages import StoredFile, decode, encode
+from messages.batch import StoredFile
+from messages.wire import decode, encode
 
 
 class FileRecords:

@@ -17,8 +17,10 @@ from broker.job_queue import QueueEntry
 from broker.keys import GROUP, Keys
 from broker.scripts import load_script
 from broker.stall_watch import StallWatch
-from messages import DecodeJob, PrefillJob, Role, WorkerStatus, encode
-from settings import QueueSettings, RedisSettings
+from messages.job import DecodeJob, PrefillJob
+from messages.wire import encode
+from messages.worker_status import Role, WorkerStatus
+from settings.broker import QueueSettings, RedisSettings
 from telemetry import get_logger
 
 log = get_logger()

@@ -9,7 +9,9 @@ from redis.asyncio import Redis
 
 from broker.job_queue import MAX_BLOCK_MS
 from broker.keys import Keys
-from messages import Release, WireError, decode, encode
+from errors import WireError
+from messages.kv_transfer import Release
+from messages.wire import decode, encode
 from telemetry import get_logger
 
 log = get_logger()

@@ -14,10 +14,13 @@ from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
 from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
 from broker.request_log import Append, Taken
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WireError
+from errors import WireError
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.request import Priority
+from messages.token_event import FinishReason, TokenEvent
 from observability.catalogue import EXPIRED, FAILED, LOST, RECLAIMED
 from observability.worker_meters import WorkerMeters
-from settings import QueueSettings
+from settings.broker import QueueSettings
 from telemetry import get_logger
 
 log = get_logger()

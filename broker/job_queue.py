@@ -16,8 +16,11 @@ from broker.choice import parse_member
 from broker.keys import GROUP, Keys, QueueName
 from broker.scripts import load_script
 from broker.turns import first_choices
-from messages import DecodeJob, PrefillJob, Priority, WireError, decode
-from settings import QueueSettings
+from errors import WireError
+from messages.job import DecodeJob, PrefillJob
+from messages.request import Priority
+from messages.wire import decode
+from settings.broker import QueueSettings
 from telemetry import get_logger
 
 JobT = TypeVar("JobT", PrefillJob, DecodeJob)

@@ -8,7 +8,8 @@ id in braces for a request's keys and a plain word for the others, so that no re
 from dataclasses import dataclass
 from typing import Literal
 
-from messages import Priority, Role
+from messages.request import Priority
+from messages.worker_status import Role
 
 GROUP = "workers"  # the one consumer group of each queue
 

@@ -5,9 +5,9 @@ from broker.client import Broker
 from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.job_queue import EVERY_CLASS
-from messages import Phase, PrefillJob
+from messages.job import Phase, PrefillJob
 from observability.worker_meters import WorkerMeters
-from settings import QueueSettings
+from settings.broker import QueueSettings
 
 MOST_STRAYS = 16  # that are taken at once from those who are gone
 

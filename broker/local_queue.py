@@ -14,8 +14,10 @@ from broker.bid import Bid
 from broker.job_queue import EVERY_CLASS, MAX_BLOCK_MS, JobQueue, QueueEntry, Row, fields_of
 from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import load_script
-from messages import PrefillJob, Priority, Role
-from settings import QueueSettings
+from messages.job import PrefillJob
+from messages.request import Priority
+from messages.worker_status import Role
+from settings.broker import QueueSettings
 
 STANDS = 2  # waits that a bid stands for: who waits again at once has no moment without one
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from broker.client import Broker
 from broker.deadline import deadline_event, is_past, now_ms
-from messages import GenerationRequest
+from messages.request import GenerationRequest
 
 
 class Offered(Protocol):

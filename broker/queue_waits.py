@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 
 from broker.keys import GROUP, LOCAL, Keys, QueueName
 from broker.scripts import load_script
-from messages import Priority, Role
+from messages.request import Priority
+from messages.worker_status import Role
 
 QUEUES: tuple[QueueName, ...] = (Role.PREFILL, Role.DECODE, LOCAL)
 

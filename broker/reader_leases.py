@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from broker.keys import Keys
 from broker.scripts import load_script
-from messages import GenerationRequest
-from settings import StreamSettings
+from messages.request import GenerationRequest
+from settings.broker import StreamSettings
 
 RENEWALS_PER_LEASE = 4
 

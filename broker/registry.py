@@ -6,7 +6,9 @@ from redis.asyncio import Redis
 
 from broker.keys import Keys
 from broker.scripts import load_script
-from messages import ModelError, WireError, WorkerStatus, decode
+from errors import ModelError, WireError
+from messages.wire import decode
+from messages.worker_status import WorkerStatus
 from telemetry import get_logger
 
 log = get_logger()

@@ -14,7 +14,9 @@ from redis.asyncio import Redis
 from broker.choice import member_of
 from broker.client import REDIS_AWAY, Broker
 from broker.subscription import Subscription
-from messages import FinishReason, RelayedEvents, TokenEvent, WireError, decode
+from errors import WireError
+from messages.token_event import FinishReason, RelayedEvents, TokenEvent
+from messages.wire import decode
 from telemetry import get_logger
 
 _BLOCK_MS = 5000

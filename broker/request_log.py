@@ -17,18 +17,13 @@ from broker.job_queue import QueueEntry
 from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import load_script
 from broker.step_append import RELAY_EXPIRE_S, append_step
-from messages import (
-    DecodeJob,
-    GenerationRequest,
-    InvalidRequest,
-    Phase,
-    PrefillJob,
-    Role,
-    TokenEvent,
-    decode,
-    encode,
-)
-from settings import StreamSettings
+from errors import InvalidRequest
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.request import GenerationRequest
+from messages.token_event import TokenEvent
+from messages.wire import decode, encode
+from messages.worker_status import Role
+from settings.broker import StreamSettings
 
 __all__ = ["Append", "ChoiceProgress", "ChoiceState", "RequestLog", "SequenceLoad", "Taken"]
 

@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from messages import PoolExport, Role, TransferCount, WorkerState, WorkerStatus
+from messages.kv_transfer import PoolExport, TransferCount
+from messages.worker_status import Role, WorkerState, WorkerStatus
 from observability.worker_meters import WorkerMeters
 
 

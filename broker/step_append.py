@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from broker.choice import Append, member_of
 from broker.keys import Keys
 from broker.scripts import Argument, load_script
-from messages import RelayedEvent, RelayedEvents, encode
-from settings import StreamSettings
+from messages.token_event import RelayedEvent, RelayedEvents
+from messages.wire import encode
+from settings.broker import StreamSettings
 
 TWO_TRIPS_FROM = 32  # events of one step
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind

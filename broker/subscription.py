@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 
-from messages import TokenEvent
+from messages.token_event import TokenEvent
 
 
 class Subscription:

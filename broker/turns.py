@@ -1,6 +1,6 @@
 """Whose turn it is: which class a worker looks at first for each job that it takes. Pure."""
 
-from messages import Priority
+from messages.request import Priority
 
 
 def first_choices(num_taken: int, count: int, turn_every: int) -> list[Priority]:

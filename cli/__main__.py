@@ -13,7 +13,7 @@ from cli.errors import fail
 from cli.health import health
 from cli.serve import serve
 from cli.status import status
-from messages import StartupError
+from errors import StartupError
 
 app = typer.Typer(
     name="pdq",

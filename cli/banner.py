@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from messages import Role, WorkerState, WorkerStatus
-from settings import ModelSettings
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.model import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)

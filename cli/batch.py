@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.options import RedisUrlFlag, settings_from
-from messages import ConfigError
+from errors import ConfigError
 from telemetry import configure_logging
 
 app = typer.Typer(help="Run batches; submit, watch and fetch them.", invoke_without_command=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from messages import ConfigError
+from errors import ConfigError
 
 if TYPE_CHECKING:
     import httpx

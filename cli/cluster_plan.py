@@ -9,8 +9,8 @@ from pathlib import Path
 from cli.child import ChildSpec, pdq_command
 from cli.embedded_redis import redis_command
 from cli.options import Overrides, environment
-from messages import Role
-from settings import Settings
+from messages.worker_status import Role
+from settings.loading import Settings
 
 # Seconds after the stop began by which a child must be gone; then it is killed. The whole must be over within 10 s.
 API_WITHIN_S = 5.5

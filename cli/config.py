@@ -6,7 +6,7 @@ import typer
 from pydantic import BaseModel
 
 from broker.client import display_url
-from settings import ENV_PREFIX, Settings, load_settings
+from settings.loading import ENV_PREFIX, Settings, load_settings
 
 app = typer.Typer(help="Show and check the settings.", no_args_is_help=True)
 

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, TimeoutError
 
-from messages import BrokerError
+from errors import BrokerError
 
 START_TIMEOUT_S = 20.0
 LOG_NAME = "redis.log"

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from messages import BrokerError, ConfigError, DeviceError, ModelError, StartupError
+from errors import BrokerError, ConfigError, DeviceError, ModelError, StartupError
 
 BY_EXIT_CODE: dict[int, type[StartupError]] = {
     kind.exit_code: kind for kind in (ConfigError, DeviceError, ModelError, BrokerError)

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from cli.gpu_inventory import Gpu
-from messages import ConfigError, DeviceError
+from errors import ConfigError, DeviceError
 
 
 class NoFreeGpu(Exception):

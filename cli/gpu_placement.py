@@ -10,8 +10,9 @@ import socket
 from broker.status_board import StatusBoard
 from cli.gpu_inventory import list_gpus
 from cli.gpu_lease import GpuLease, NoFreeGpu, lease_gpus
-from messages import ConfigError
-from settings import GpuSettings, ModelSettings
+from errors import ConfigError
+from settings.model import ModelSettings
+from settings.workers import GpuSettings
 from telemetry import get_logger
 
 log = get_logger()

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cli.options import PortFlag, RedisUrlFlag, settings_from
-from messages import Role, WorkerState, WorkerStatus
-from settings import Settings
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.loading import Settings
 
 PROBE_TIMEOUT_S = 3.0
 

@@ -17,8 +17,9 @@ from cli.gpu_inventory import list_gpus
 from cli.health import is_api_here
 from cli.listen_port import reserve_port
 from cli.shm_room import SHM, are_pools_in_shm, shm_room
-from messages import ConfigError, Role
-from settings import Settings
+from errors import ConfigError
+from messages.worker_status import Role
+from settings.loading import Settings
 
 
 def host_checks(settings: Settings) -> Mapping[str, Check]:

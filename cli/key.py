@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.options import settings_from
-from messages import ConfigError
+from errors import ConfigError
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 

@@ -3,7 +3,7 @@
 import errno
 import socket
 
-from messages import ConfigError
+from errors import ConfigError
 
 
 def reserve_port(host: str, port: int) -> int:

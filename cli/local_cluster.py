@@ -28,8 +28,9 @@ from cli.screen import Screen
 from cli.shm_room import are_pools_in_shm, shm_room
 from cli.stop_signals import StopSignals
 from cli.supervisor import Supervisor
-from messages import DeviceError, Role, WorkerState, WorkerStatus
-from settings import Settings
+from errors import DeviceError
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.loading import Settings
 
 READY_POLL_S = 0.1
 CLEAN_TIMEOUT_S = 1.5

@@ -16,8 +16,8 @@ from rich.text import Text
 from cli.child import kill, pdq_command, start_child
 from cli.errors import BY_EXIT_CODE, startup_error
 from cli.options import absolute_model, environment, settings_from
-from messages import ModelError
-from settings import ModelSettings
+from errors import ModelError
+from settings.model import ModelSettings
 
 app = typer.Typer(help="Fetch and convert models.", no_args_is_help=True)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from settings import Settings, load_settings
+from settings.loading import Settings, load_settings
 
 ModelFlag = Annotated[
     str | None,

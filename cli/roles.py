@@ -8,8 +8,8 @@ import typer
 from cli.model import client_name, is_directory, resolve_blocking
 from cli.options import DtypeFlag, HostFlag, ModelFlag, PortFlag, RedisUrlFlag, settings_from
 from cli.worker_process import run_worker
-from messages import Role
-from settings import Settings
+from messages.worker_status import Role
+from settings.loading import Settings
 from telemetry import configure_logging, get_logger
 
 

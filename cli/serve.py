@@ -7,8 +7,8 @@ import typer
 
 from cli.local_cluster import LocalCluster
 from cli.options import DtypeFlag, HostFlag, ModelFlag, PortFlag, RedisUrlFlag, overrides, settings_from
-from messages import Role
-from settings import load_settings
+from messages.worker_status import Role
+from settings.loading import load_settings
 
 
 def serve(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cli.gpu_inventory import list_gpus
-from messages import Role
-from settings import Settings
+from messages.worker_status import Role
+from settings.loading import Settings
 
 SHM = "/dev/shm"
 HEAD_BYTES = 1 << 20  # more than the head of a pool takes

@@ -17,8 +17,10 @@ from rich.table import Table
 from broker.client import Broker, open_broker
 from broker.request_log import SequenceLoad
 from cli.options import RedisUrlFlag, settings_from
-from messages import Phase, Priority, WorkerStatus
-from settings import Settings
+from messages.job import Phase
+from messages.request import Priority
+from messages.worker_status import WorkerStatus
+from settings.loading import Settings
 
 REFRESH_S = 1.0
 

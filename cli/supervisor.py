@@ -13,7 +13,7 @@ from cli.child import ChildSpec, Process, describe_exit, kill, terminate
 from cli.errors import BY_EXIT_CODE, startup_error
 from cli.forked_child import start
 from cli.restart import RestartPolicy
-from messages import StartupError
+from errors import StartupError
 
 DRAIN_OUTPUT_S = 1.0  # a grandchild that left the child's group may hold the pipe open
 

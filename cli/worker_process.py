@@ -18,10 +18,11 @@ from broker.status_board import StatusBoard
 from cli.gpu_placement import place
 from cli.model import client_name
 from cli.stop_signals import StopSignals
-from messages import STALLED_EXIT_CODE, Role
+from errors import STALLED_EXIT_CODE
+from messages.worker_status import Role
 from observability.listener import metrics_listener
 from observability.tracing import open_tracing
-from settings import Settings
+from settings.loading import Settings
 from telemetry import configure_logging, get_logger
 
 log = get_logger()

@@ -21,11 +21,13 @@ from decode_worker.scheduler import can_admit
 from decode_worker.shard_receiver import ShardReceiver
 from engine.continuation import sequence_of
 from engine.sequence import Sequence
+from errors import KVTransferFailed, RequestError
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
-from messages import DecodeJob, KVTransferFailed, Phase, PrefillJob, Release, RequestError
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import Release
 from observability.catalogue import REFUSED_HANDLES
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

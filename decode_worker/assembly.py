@@ -23,7 +23,7 @@ from engine.threads import on_passing_thread
 from kernels import cpu_build
 from kv_transfer.seal import open_seal
 from kv_transfer.segment import sweep_segments
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

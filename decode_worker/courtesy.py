@@ -11,7 +11,7 @@ import ctypes
 import time
 
 from kernels import cores
-from settings import DecodeSettings
+from settings.workers import DecodeSettings
 
 LOOK_S = 0.002  # how soon the cores are taken back once nobody wants them
 

@@ -10,7 +10,7 @@ from broker.intake import Intake
 from broker.rolling import Rolling
 from decode_worker.batch import Batch
 from decode_worker.running import Running
-from messages import DecodeJob, Phase
+from messages.job import DecodeJob, Phase
 from observability.catalogue import PREEMPTED
 from observability.worker_meters import WorkerMeters
 from telemetry import get_logger

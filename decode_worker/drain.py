@@ -17,8 +17,9 @@ from decode_worker.drain_plan import plan_drain, recompute_tokens_per_s, takers_
 from decode_worker.running import Running
 from engine.block_space import BlockSpace
 from kv_transfer.offers import Offer, Offers
-from messages import DecodeJob, Phase, WorkerStatus
-from settings import Settings
+from messages.job import DecodeJob, Phase
+from messages.worker_status import WorkerStatus
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

@@ -5,7 +5,7 @@ Knows the registry and the seal; does not know what is pulled.
 
 from broker.client import Broker
 from kv_transfer.seal import NotAuthentic, Seal
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 from telemetry import get_logger
 
 log = get_logger()

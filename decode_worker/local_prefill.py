@@ -36,9 +36,9 @@ from decode_worker.scheduler import can_admit
 from engine.continuation import event_of, sequence_of
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
-from messages import Phase, PrefillJob
+from messages.job import Phase, PrefillJob
 from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

@@ -6,7 +6,7 @@ from decode_worker.prefill_pace import PrefillPace
 from engine.block_space import BlockSpace
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 LENGTHS = (32, 32, 128)  # tokens; the first is for what happens once
 

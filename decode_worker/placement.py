@@ -17,7 +17,7 @@ from typing import Literal
 
 from broker.bid import Bid
 from decode_worker.prefill_pace import PrefillPace
-from messages import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 UNBOUNDED = 1e18
 MAX_STRETCH = 0.9  # of a decode step: what a chunk may add to it

@@ -3,11 +3,11 @@
 from engine.block_growth import first_blocks
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
+from errors import DeviceError
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
-from messages import DeviceError
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

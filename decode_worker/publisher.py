@@ -11,7 +11,7 @@ from decode_worker.batch import Batch
 from decode_worker.departures import Departures
 from decode_worker.output import Output
 from decode_worker.running import Running
-from messages import DecodeJob
+from messages.job import DecodeJob
 from observability.catalogue import FENCED
 from observability.worker_meters import WorkerMeters
 

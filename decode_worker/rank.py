@@ -7,7 +7,8 @@ from decode_worker.shard_receiver import ShardReceiver, start_receiver
 from engine.kv_pool import KVPool
 from engine.rank_messages import Pull, Pulled, decode, encode
 from engine.rank_process import RankProcess, run_rank
-from messages import KVTransferFailed, Role
+from errors import KVTransferFailed
+from messages.worker_status import Role
 
 PRUNE_S = 1.0  # how often what is kept of dead owners is let go
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from broker.intake import Claim
 from engine.sequence import Sequence
-from messages import DecodeJob, PrefillJob
+from messages.job import DecodeJob, PrefillJob
 
 
 @dataclass(slots=True, eq=False)

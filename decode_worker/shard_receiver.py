@@ -15,6 +15,7 @@ from engine.loading import LoadedModel
 from engine.rank_messages import Pull
 from engine.ranks import Ranks
 from engine.tensor_parallel import Shard
+from errors import KVTransferFailed
 from kv_transfer.checksum import start_summer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.head_split import HeadSplit
@@ -22,8 +23,8 @@ from kv_transfer.local import start_driver
 from kv_transfer.network import start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.self_test import self_test
-from messages import KVHandle, KVTransferFailed, PoolExport, TransferCount
-from settings import TransferSettings
+from messages.kv_transfer import KVHandle, PoolExport, TransferCount
+from settings.kv import TransferSettings
 
 
 class ShardReceiver:

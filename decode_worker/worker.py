@@ -35,8 +35,9 @@ from kv_transfer.offers import Offers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
-from messages import Phase, WorkerState
-from settings import Settings
+from messages.job import Phase
+from messages.worker_status import WorkerState
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

@@ -6,7 +6,7 @@ prefix cache) can watch whether anyone else still holds them.
 
 from collections.abc import Callable, Iterable
 
-from messages import PdqError
+from errors import PdqError
 
 
 class OutOfBlocks(PdqError):

@@ -7,8 +7,8 @@ the two functions that it is given know.
 import threading
 from collections.abc import Callable
 
-from messages import DeviceError
-from settings import KVSettings
+from errors import DeviceError
+from settings.kv import KVSettings
 from telemetry import get_logger
 
 log = get_logger()

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from messages import ModelError
+from errors import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
 SMALL_TENSOR_BYTES = 64 << 10

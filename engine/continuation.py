@@ -11,7 +11,8 @@ from msgspec import structs
 from engine.sampler import Sampled, choice_seed
 from engine.sequence import Sequence as EngineSequence
 from engine.stopping import finish_reason
-from messages import FinishReason, GenerationRequest, TokenEvent
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
 
 
 def sequence_of(request: GenerationRequest, choice: int, published: Sequence[TokenEvent]) -> EngineSequence:

@@ -15,7 +15,8 @@ from engine.model_runner import PrefillChunk
 from engine.sampler import Sampled
 from engine.sequence import Sequence
 from engine.stopping import finish_reason
-from messages import FinishReason, SamplingParams
+from messages.request import SamplingParams
+from messages.token_event import FinishReason
 
 
 class Runner(Protocol):

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errors import ModelError
 from kernels.panels import GROUP, Codes
-from messages import ModelError
 
 FILE_NAME = "codes.gguf-safetensors"  # no *.safetensors: those are the model's tensors
 

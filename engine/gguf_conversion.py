@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.gguf_codes import codes_of_blocks, reordered, write_codes
+from errors import ModelError
 from kernels.panels import Codes
-from messages import ModelError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SHARD_BYTES = 2 << 30

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from messages import DeviceError
+from errors import DeviceError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grammar import check, refusal
-from messages import Grammar
+from messages.request import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.grammar_state import GrammarState
+from errors import InvalidRequest, RequestError, WorkerFailed
 from grammar import compile_grammar
-from messages import Grammar, InvalidRequest, RequestError, WorkerFailed
+from messages.request import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

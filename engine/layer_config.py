@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.families import Family, TensorNames, Windows
 from engine.rope_scaling import RopeScaling
-from messages import ModelError
+from errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

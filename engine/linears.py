@@ -16,10 +16,10 @@ from engine.model_config import ModelConfig
 from engine.quantized_weights import is_quantized, take_quantized
 from engine.tensor_names import LAYOUTS
 from engine.tensor_parallel import ModelSlice, Shard
+from errors import ConfigError, ModelError
 from kernels.ops import Ops
 from kernels.panels import Codes, Kind, quantize
 from kernels.quantized_linear import QuantizedWeight, concatenated, dequantize
-from messages import ConfigError, ModelError
 
 
 class Linears:

@@ -20,11 +20,12 @@ from engine.ranks import Ranks
 from engine.served_model import ServedModel
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
+from errors import ConfigError, DeviceError
 from kernels import cpu_build
 from kernels.cores import open_ledger, use_cores
 from kernels.panels import Kind
-from messages import ConfigError, DeviceError, Role
-from settings import Settings
+from messages.worker_status import Role
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

@@ -14,7 +14,7 @@ from engine.penalties import SamplingRow, apply_penalties
 from engine.prefill_rows import PrefillChunk
 from engine.sampler import is_greedy
 from engine.sequence import Sequence
-from messages import PromptLogprob, TokenLogprob
+from messages.token_event import PromptLogprob, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

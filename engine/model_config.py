@@ -16,7 +16,7 @@ from engine.families import ACTIVATIONS, FAMILIES, SPECIAL_NAMES, Activation, Fa
 from engine.layer_config import ExpertShape, experts_of, ropes_of, sliding_windows_of
 from engine.quantization import Quantization
 from engine.rope_scaling import RopeScaling
-from messages import ModelError
+from errors import ModelError
 
 __all__ = ["ExpertShape", "ModelConfig", "RewardHead", "TensorNames"]
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from messages import ModelError
-from settings import ModelSettings
+from errors import ModelError
+from settings.model import ModelSettings
 
 Report = Callable[[str], None]
 

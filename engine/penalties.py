@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.logits_bitmask import logits_bitmask
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 MASKED_EOS_LOGIT = -1e7  # LightLLM's; finite, so that a row whose only allowed token is EOS still has a choice
 _MAX_LOG_GROWTH = math.log(1e30)  # keeps factor ** length inside float32

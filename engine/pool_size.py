@@ -6,8 +6,9 @@ from engine.gpu_memory import MemoryMeter, MemoryShare, pool_blocks
 from engine.kv_pool import KVLayout
 from engine.served_model import ServedModel
 from engine.worst_case import worst_decode, worst_prefill
-from messages import ConfigError, Role
-from settings import Settings
+from errors import ConfigError
+from messages.worker_status import Role
+from settings.loading import Settings
 
 
 def num_blocks_of(

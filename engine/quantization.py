@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from messages import ModelError
+from errors import ModelError
 
 GROUP_SIZES = (32, 64, 128, -1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.checkpoint import FLOATS, Checkpoint
 from engine.quantization import Quantization, WeightFormat
+from errors import ModelError
 from kernels.quantized_linear import (
     FLOAT8,
     Fp8Weight,
@@ -17,7 +18,6 @@ from kernels.quantized_linear import (
     gptq_codes,
     pack_int4,
 )
-from messages import ModelError
 
 # The tensor that a linear has only where it is quantized.
 _MARKS = {

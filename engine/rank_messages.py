@@ -19,7 +19,8 @@ import msgspec
 
 from engine.step import DecodeStep, PrefillStep, ScoreStep
 from engine.tensor_parallel import Shard
-from messages import KVHandle, PoolExport, WireError
+from errors import WireError
+from messages.kv_transfer import KVHandle, PoolExport
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):

@@ -20,8 +20,10 @@ from engine.process_group import GroupCommunicator
 from engine.rank_messages import Here, Loaded, RankMessage, Ready, Serve, Start, StartFailed, decode, encode
 from engine.step import DecodeStep, PrefillStep, ScoreStep
 from engine.tensor_parallel import Shard
-from messages import PoolExport, Role, StartupError
-from settings import Settings
+from errors import StartupError
+from messages.kv_transfer import PoolExport
+from messages.worker_status import Role
+from settings.loading import Settings
 from telemetry import configure_logging
 
 

@@ -40,8 +40,9 @@ from engine.rank_messages import (
 )
 from engine.step import Step
 from engine.tensor_parallel import Shard
-from messages import ConfigError, DeviceError, ModelError, PoolExport, RankLost, StartupError
-from settings import Settings
+from errors import ConfigError, DeviceError, ModelError, RankLost, StartupError
+from messages.kv_transfer import PoolExport
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

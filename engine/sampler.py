@@ -22,7 +22,8 @@ from engine.penalties import SamplingRow, apply_penalties, changes_logits
 from engine.philox import gumbel, random_words, random_words_at
 from engine.truncation import kept_ids, truncates
 from kernels.greedy import greedy
-from messages import SamplingParams, TokenLogprob
+from messages.request import SamplingParams
+from messages.token_event import TokenLogprob
 
 __all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample", "select_sampler", "to_sampled"]
 

@@ -6,7 +6,8 @@ Knows no queue, no record and no tensor. Whoever runs the sequence appends its t
 from dataclasses import dataclass, field
 
 from engine.grammar_state import GrammarState
-from messages import PromptLogprob, SamplingParams
+from messages.request import SamplingParams
+from messages.token_event import PromptLogprob
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Container
 
 from engine.sequence import Sequence
-from messages import FinishReason
+from messages.token_event import FinishReason
 
 
 def finish_reason(sequence: Sequence, token_id: int, eos_token_ids: Container[int]) -> FinishReason | None:

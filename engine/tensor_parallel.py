@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.model_config import ModelConfig
-from messages import ConfigError
+from errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import transformers
 
 from engine.families import TensorNames
 from engine.model_config import ModelConfig
-from messages import ModelError
+from errors import ModelError
 
 
 def foreign_config(model_dir: Path, config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:

@@ -24,9 +24,9 @@ from engine.model import DecodeMeta
 from engine.model_config import ModelConfig
 from engine.tensor_parallel import SingleRank
 from engine.transformers_config import class_of
+from errors import ModelError
 from kernels.decoder_step import StepRows
 from kernels.ops import PrefillMeta, select_ops
-from messages import ModelError
 
 TRIAL_TOKENS = 24
 BLOCK_SIZE = 16  # of the trial's pool

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.softmax_mass import softmax_mass
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 # Ids sorted at first and, where those do not settle it, next; then all. Sorting 49152 costs 7 ms a row, 512 costs 0.3.
 NUM_CANDIDATES = (512, 8192)

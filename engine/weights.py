@@ -21,9 +21,9 @@ from engine.packed_weights import SMALLEST_BYTES, PackedWeights
 from engine.quantization import WeightFormat
 from engine.tensor_names import LAYOUTS, elements, rotated_halves, wqkv_rows
 from engine.tensor_parallel import Communicator, ModelSlice, SingleRank
+from errors import ModelError
 from kernels.ops import Ops, select_ops
 from kernels.panels import Kind
-from messages import ModelError
 
 
 def load_model(

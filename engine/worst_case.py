@@ -10,7 +10,7 @@ from engine.kv_pool import KVLayout, KVPool
 from engine.model_runner import SCORE_CHUNK_TOKENS, ModelRunner, PrefillChunk
 from engine.sequence import Sequence
 from engine.served_model import ServedModel
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 # Everything that needs memory: penalties count tokens, top_p sorts.
 _SAMPLING = SamplingParams(seed=0, do_sample=True, top_p=0.9, presence_penalty=0.1, repetition_penalty=1.1)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
+from errors import KVTransferFailed
 from kernels import cpu_build
 from kernels.block_sums import Bytes, CpuBlockSums, Sums, block_sums
 from kv_transfer.copy_runs import BlockCut
-from messages import KVHandle, KVTransferFailed
-from settings import TransferSettings
+from messages.kv_transfer import KVHandle
+from settings.kv import TransferSettings
 
 
 class RunningChecksum:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.cuda_device import HANDLE_BYTES, CudaDevice, CudaFailure
 from kv_transfer.pool_export import MEMORY_HANDLE_PLACE
 from kv_transfer.segment import SHM_DIRECTORY, Segment, create_segment, open_segment, sweep_segments
-from messages import DeviceError, KVTransferFailed
 
 _MEMORY_HANDLE = struct.Struct(f"<40s{HANDLE_BYTES}sQ")  # UUID, IPC handle, bytes of blocks
 _ALLOCATION_BYTES = 2 << 20  # the driver hands out memory in pieces of this size; less would share one with others

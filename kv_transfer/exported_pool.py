@@ -15,8 +15,8 @@ from kv_transfer.network import start_exporters
 from kv_transfer.selection import Place
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Exporter
-from messages import PoolExport
-from settings import TransferSettings
+from messages.kv_transfer import PoolExport
+from settings.kv import TransferSettings
 
 
 class ExportedPool:

@@ -2,13 +2,13 @@
 
 import torch
 
+from errors import ConfigError, DeviceError
 from kv_transfer.driver import Driver
 from kv_transfer.host import host_id
 from kv_transfer.network import network_kind
 from kv_transfer.selection import Place
 from kv_transfer.shared_memory import ShmDriver
-from messages import ConfigError, DeviceError
-from settings import TransferSettings
+from settings.kv import TransferSettings
 
 
 def start_driver(settings: TransferSettings, device: torch.device) -> tuple[Driver, Place]:

@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.checksum import BlockSummer, RunningChecksum
 from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.driver import Driver
@@ -25,7 +26,7 @@ from kv_transfer.offer_check import check_offer, check_still_offered
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
 from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.segment import Segment
-from messages import KVHandle, KVTransferFailed, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 SLICE_BYTES = 8 << 20  # copied at a stretch where somebody computes beside; about a millisecond
 

@@ -13,7 +13,7 @@ from kv_transfer.pair_group import backend_for
 from kv_transfer.pair_puller import PairPuller
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Exporter, Puller
-from settings import TransferSettings, TransportKind
+from settings.kv import TransferSettings, TransportKind
 
 
 def network_kind(settings: TransferSettings, device: torch.device) -> TransportKind | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from messages import DeviceError, KVTransferFailed
+from errors import DeviceError, KVTransferFailed
 
 _FIRST_POLL_S = 0.0001
 _LONGEST_POLL_S = 0.002

@@ -20,6 +20,7 @@ from functools import partial
 import msgspec
 import torch
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.checksum import BlockSummer, RunningChecksum
 from kv_transfer.copy_runs import BlockCut, merge_runs
 from kv_transfer.driver import CopyWithin
@@ -29,7 +30,7 @@ from kv_transfer.offer_check import OfferGone, check_offer, check_places
 from kv_transfer.pool_export import PoolHead, layout_digest
 from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.staging import unstage
-from messages import DeviceError, KVHandle, KVTransferFailed, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 VERSION = 1
 _BUSY_S, _IDLE_S = 0.0005, 0.01  # how often reads of others are served while anything is on offer, and else

@@ -1,7 +1,8 @@
 """Whether what a handle says is what its owner offers, by the owner's head. Pure, but for reading the head."""
 
+from errors import KVTransferFailed
 from kv_transfer.pool_export import PoolHead, PoolShape, offer_digest
-from messages import KVHandle, KVTransferFailed
+from messages.kv_transfer import KVHandle
 
 
 class OfferGone(KVTransferFailed):

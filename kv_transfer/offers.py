@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
-from messages import GenerationRequest, KVHandle
+from messages.kv_transfer import KVHandle
+from messages.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)

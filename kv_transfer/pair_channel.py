@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
-from messages import KVHandle, KVTransferFailed
+from errors import KVTransferFailed
+from messages.kv_transfer import KVHandle
 
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME_BYTES = 1 << 20  # a handle of 100,000 blocks

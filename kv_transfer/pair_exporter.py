@@ -16,6 +16,7 @@ import threading
 import msgspec
 import torch
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.driver import CopyWithin
 from kv_transfer.offer_check import OfferGone, check_offer
@@ -24,7 +25,7 @@ from kv_transfer.pair_group import Backend, PairGroup, check_backend
 from kv_transfer.pool_export import PoolHead, fence, layout_digest
 from kv_transfer.published_sum import wait_for_sum
 from kv_transfer.staging import StagingBuffers
-from messages import DeviceError, KVHandle, KVTransferFailed
+from messages.kv_transfer import KVHandle
 from telemetry import get_logger
 
 log = get_logger()

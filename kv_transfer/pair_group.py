@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import GroupName, Store
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.pair_channel import PairChannel, StoreEntry
-from messages import DeviceError, KVTransferFailed
 
 Backend = Literal["gloo", "nccl"]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import CopyWithin
@@ -23,7 +24,7 @@ from kv_transfer.pair_channel import Answer, Hello, PairChannel, Request
 from kv_transfer.pair_exporter import TORCH_VERSION, VERSION, PairAddress
 from kv_transfer.pair_group import Backend, PairGroup, check_backend
 from kv_transfer.staging import StagingBuffers, unstage
-from messages import KVHandle, KVTransferFailed, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 
 @dataclass(eq=False, slots=True)

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from messages import KVTransferFailed
+from errors import KVTransferFailed
 
 VERSION = 2
 _MAGIC = int.from_bytes(b"pdqkvpol", "little")

@@ -7,9 +7,10 @@ to copy first, mostly finds it there. Knows heads and handles; knows no transpor
 import time
 from collections.abc import Callable
 
+from errors import KVTransferFailed
 from kv_transfer.offer_check import check_still_offered
 from kv_transfer.pool_export import PoolHead
-from messages import KVHandle, KVTransferFailed
+from messages.kv_transfer import KVHandle
 
 SUM_WAIT_S = 5.0  # an owner that has not summed its blocks by then has stopped
 _LOOK_S = 0.0002  # between two looks; 512 tokens of the demo model are summed in about a millisecond

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.driver import Driver
@@ -19,7 +20,7 @@ from kv_transfer.offer_check import OfferGone
 from kv_transfer.selection import Place, transports
 from kv_transfer.shared_memory import ShmDriver
 from kv_transfer.transport import Puller
-from messages import KVHandle, KVTransferFailed, PoolExport, TransferCount
+from messages.kv_transfer import KVHandle, PoolExport, TransferCount
 from telemetry import get_logger
 
 log = get_logger()

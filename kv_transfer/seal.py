@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import msgspec
 
-from messages import ConfigError, KVHandle, KVTransferFailed, PoolExport
-from settings import TransferSettings
+from errors import ConfigError, KVTransferFailed
+from messages.kv_transfer import KVHandle, PoolExport
+from settings.kv import TransferSettings
 
 MIN_SECRET_BYTES = 16
 

@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from messages import DeviceError, KVTransferFailed
+from errors import DeviceError, KVTransferFailed
 
 MADV_POPULATE_WRITE = 23
 SHM_DIRECTORY = Path("/dev/shm")

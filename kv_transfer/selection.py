@@ -7,7 +7,7 @@ Same host: CUDA IPC where the blocks lie on our GPU or on one whose memory we ca
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from messages import PoolExport
+from messages.kv_transfer import PoolExport
 
 NETWORK = ("nixl", "nccl", "gloo")  # in order of preference
 

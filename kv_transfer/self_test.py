@@ -5,12 +5,12 @@ import secrets
 
 import torch
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.driver import Driver
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import DeviceError, KVTransferFailed
 
 _NUM_BLOCKS = 5
 _CUTS = (

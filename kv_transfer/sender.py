@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
+from errors import KVTransferFailed
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.driver import Driver
 from kv_transfer.pool_export import PoolHead, PoolShape, layout_digest, offer_digest
 from kv_transfer.segment import Segment
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle, KVTransferFailed, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 
 class KVSender:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.checksum import RunningChecksum
 from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.driver import CopyWithin
-from messages import KVTransferFailed
 
 
 class StagingBuffers:

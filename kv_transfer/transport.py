@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 
 class Puller(Protocol):
@@ -19,7 +19,7 @@ class Puller(Protocol):
 
     @property
     def kind(self) -> str:
-        """The transport's name in settings, logs and metrics: one of `settings.TransportKind`."""
+        """The transport's name in settings, logs and metrics: one of `settings.kv.TransportKind`."""
 
     def pull(self, export: PoolExport, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int]) -> None:
         """Copy the handle's blocks, in order, to `block_ids` of the pool `into`; blocks the calling thread.

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from messages import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerState, WorkerStatus
 from observability import catalogue
 from observability.catalogue import Kind, Metric
 from observability.histogram import Histogram

@@ -6,9 +6,10 @@ It reads what the loop has written; nothing of a scrape happens on the loop. Loa
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from messages import ConfigError, WorkerStatus
+from errors import ConfigError
+from messages.worker_status import WorkerStatus
 from observability.worker_meters import WorkerMeters
-from settings import MetricsSettings
+from settings.observability import MetricsSettings
 from telemetry import get_logger
 
 log = get_logger()

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from messages import ConfigError
+from errors import ConfigError
 from observability.worker_meters import Attributes
-from settings import TracingSettings
+from settings.observability import TracingSettings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

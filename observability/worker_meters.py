@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from messages import FinishedPhase, GenerationRequest
+from messages.request import GenerationRequest
+from messages.worker_status import FinishedPhase
 from observability.catalogue import (
     BATCH,
     DECODE,

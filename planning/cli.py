@@ -17,13 +17,13 @@ from bench.report import Limits
 from bench.result import write_json
 from bench.table import describe as describe_group
 from bench.workload import Overrides, build_workload
-from messages import ConfigError
+from errors import ConfigError
 from planning.costs import read_costs, write_costs
 from planning.forecast import Bounds, Objective, recommended, search
 from planning.load import Groups, Load, read_trace
 from planning.progress import Progress
 from planning.table import print_plan, print_way
-from settings import Settings, load_settings
+from settings.loading import Settings, load_settings
 
 COSTS_NAME = "plan-costs.json"
 

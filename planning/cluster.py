@@ -13,7 +13,7 @@ from planning.exchange import Exchange
 from planning.host import Host
 from planning.load import Load, Request
 from planning.prefill_model import PrefillModel
-from settings import Settings
+from settings.loading import Settings
 
 
 @dataclass(frozen=True, slots=True)

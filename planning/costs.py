@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from messages import ConfigError
+from errors import ConfigError
 
 FORMAT_VERSION = 1
 LEAST_S = 1e-6  # no step is free, however far a line is drawn out

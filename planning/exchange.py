@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from messages import ConfigError
+from errors import ConfigError
 from planning.clock import Clock
 from planning.costs import StepCosts, Surface
 from planning.load import Load, Request
-from settings import Settings
+from settings.loading import Settings
 
 
 class Prefiller(Protocol):

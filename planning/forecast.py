@@ -7,7 +7,7 @@ from bench.report import Distribution, Limits, distribution_ms
 from planning.cluster import Simulated, Size, simulate
 from planning.costs import StepCosts
 from planning.load import Load, Request
-from settings import Settings
+from settings.loading import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from bench.workload import Concurrency, Group, arrival_times
-from messages import ConfigError
+from errors import ConfigError
 
 
 @dataclass(slots=True, eq=False)

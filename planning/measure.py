@@ -10,7 +10,7 @@ from bench.machine import read_machine
 from planning.costs import FORMAT_VERSION, Point, StepCosts
 from planning.neighbour import busy_neighbour
 from planning.step_bench import StepBench
-from settings import Settings
+from settings.loading import Settings
 
 CONTEXTS = (64, 512, 1536)
 BATCHES = (1, 4, 16, 64, 256)

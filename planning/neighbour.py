@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Literal
 
-from messages import StartupError
+from errors import StartupError
 
 Kind = Literal["prefill", "decode"]
 CONTEXT, BATCH = 256, 8
@@ -40,7 +40,7 @@ def busy_neighbour(kind: Kind, num_threads: int) -> Iterator[None]:
 def main(kind: Kind, num_threads: int) -> None:
     """Until standard input ends."""
     from planning.step_bench import StepBench
-    from settings import load_settings
+    from settings.loading import load_settings
 
     def watch() -> None:
         sys.stdin.buffer.read()

@@ -6,7 +6,7 @@ Decides by the very functions of prefill_worker/scheduler.py. Not modelled: pref
 from collections import deque
 from dataclasses import dataclass
 
-from messages import Priority
+from messages.request import Priority
 from planning.exchange import Exchange, Offer
 from planning.host import Host
 from planning.load import Request

@@ -17,8 +17,9 @@ from engine.model_runner import ModelRunner, PrefillChunk, alone
 from engine.sequence import Sequence
 from kernels import cpu_build
 from kernels.cores import take_cores
-from messages import Role, SamplingParams
-from settings import Settings
+from messages.request import SamplingParams
+from messages.worker_status import Role
+from settings.loading import Settings
 
 REPEATS = 3
 POOL_TOKENS = 1 << 15  # of the grid's largest decode step; memory of the measurement, not a worker's

@@ -14,11 +14,11 @@ import msgspec
 from bench.load import Load, run_workload
 from bench.record import RequestRecord
 from bench.workload import Concurrency, Group, Periodic, Workload
-from messages import PdqError
+from errors import PdqError
 from planning.cluster import Size, simulate
 from planning.costs import StepCosts, Surface, Way
 from planning.load import Groups
-from settings import Settings
+from settings.loading import Settings
 
 SHORT_TOKENS, LONG_TOKENS = 64, 512
 NUM_STREAMS, ALONE_TOKENS, TOGETHER_TOKENS = 16, 48, 128

@@ -12,10 +12,10 @@ from bench.load import Load
 from bench.peers.server import PORT, Server
 from bench.peers.workshop import PeerFailed
 from bench.prompts import PromptSource, prompt_source
-from messages import PdqError
+from errors import PdqError
 from planning.costs import StepCosts
 from planning.way import measure_way
-from settings import Settings
+from settings.loading import Settings
 
 IDLE_TIMEOUT_S = 120.0
 OWN = Server("pdq serve", "16-bit", (sys.executable, "-m", "cli", "serve", "--port", PORT), "lightllm", is_peer=False)

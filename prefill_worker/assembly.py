@@ -22,7 +22,7 @@ from kv_transfer.seal import open_seal
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from prefill_worker.worker import PrefillWorker
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 
 from engine.block_space import BlockSpace
-from messages import Priority
+from messages.request import Priority
 from prefill_worker.running import Running
 from prefill_worker.scheduler import open_classes
 

@@ -13,7 +13,7 @@ from broker.intake import Intake
 from engine.continuation import event_of
 from engine.sampler import Sampled
 from kv_transfer.offers import Offers
-from messages import DecodeJob, Phase, PrefillJob
+from messages.job import DecodeJob, Phase, PrefillJob
 from observability.catalogue import FENCED
 from observability.worker_meters import WorkerMeters
 from prefill_worker.batch import Batch

@@ -5,7 +5,7 @@ from engine.rank_process import RankProcess, run_rank
 from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
 from kv_transfer.self_test import self_test
-from messages import Role
+from messages.worker_status import Role
 
 
 def serve(rank: RankProcess) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from broker.intake import Claim
 from engine.continuation import sequence_of
 from engine.sequence import Sequence
-from messages import PrefillJob, RequestError
+from errors import RequestError
+from messages.job import PrefillJob
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from messages import Priority
+from messages.request import Priority
 
 OLDEST_SHARE = 8  # one part in so many of a step is the oldest sequence's, whatever its class
 TAKE_COUNT = 4  # jobs per read: enough to fill a step with short prompts, few enough to leave some to other workers

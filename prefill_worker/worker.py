@@ -22,13 +22,15 @@ from engine.model_runner import ModelRunner, PrefillChunk
 from kv_transfer.offers import Offers
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
-from messages import FinishReason, Phase, PrefillJob, TokenEvent, WorkerState
+from messages.job import Phase, PrefillJob
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import WorkerState
 from observability.catalogue import PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.batch import Batch
 from prefill_worker.handoff import Handoff
 from prefill_worker.running import Running, running
 from prefill_worker.scheduler import TAKE_COUNT, plan_step
-from settings import Settings
+from settings.loading import Settings
 from telemetry import get_logger
 
 log = get_logger()

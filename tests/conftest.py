@@ -18,7 +18,7 @@ import redis
 from xdist.scheduler import LoadScopeScheduling
 
 from broker.client import Broker, open_broker
-from settings import QueueSettings, RedisSettings, StreamSettings
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 
 # Read by `triton.jit` when a kernel is defined: kernels run under the interpreter here, as there is no GPU for them.
 os.environ.setdefault("TRITON_INTERPRET", "1")

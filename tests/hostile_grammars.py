@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from messages import Grammar
+from messages.request import Grammar
 
 
 def _schema(schema: Any) -> Grammar:

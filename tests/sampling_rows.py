@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.sampler import Sampled, SamplingRow
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 KINDS = ("smooth", "peaked", "ties", "flat", "masked", "nan", "inf", "none", "huge")
 

@@ -30,17 +30,14 @@ from kv_transfer.host import host_id
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
-from messages import GenerationRequest, Priority, Role, SamplingParams, TokenEvent
+from messages.request import GenerationRequest, Priority, SamplingParams
+from messages.token_event import TokenEvent
+from messages.worker_status import Role
 from prefill_worker.worker import PrefillWorker
-from settings import (
-    DecodeSettings,
-    KVSettings,
-    PrefillSettings,
-    QueueSettings,
-    RedisSettings,
-    Settings,
-    TransferSettings,
-)
+from settings.broker import QueueSettings, RedisSettings
+from settings.kv import KVSettings, TransferSettings
+from settings.loading import Settings
+from settings.workers import DecodeSettings, PrefillSettings
 
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, block_size=16, head_dim=1, dtype=torch.float64)
 LAYOUT_HASH = LAYOUT.hash("scripted")

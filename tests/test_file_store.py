@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import ConfigError
 from file_store import FileGone, FileStore
-from messages import ConfigError
 
 
 @pytest.fixture(params=["directory", "memory"])

@@ -24,7 +24,7 @@ from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sequence import Sequence
 from engine.weights import load_model
 from kernels.panels import Kind
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 END_OF_TEXT, IM_START, IM_END = 256, 257, 258
 VOCAB_SIZE = 263  # prime; the last ids are no token of the tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 from api.admission import Body
 from api.errors import BadField
 from broker.batch_records import BatchView
-from messages import BatchStatus, StoredFile
-from settings import BatchSettings
+from messages.batch import BatchStatus, StoredFile
+from settings.batch import BatchSettings
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/generate")
 MAX_METADATA, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512  # OpenAI's

@@ -3,8 +3,8 @@
 from typing import Any
 
 from api.openai.batch_bodies import ENDPOINTS
-from messages import BatchStatus
-from settings import BatchSettings
+from messages.batch import BatchStatus
+from settings.batch import BatchSettings
 
 Json = dict[str, Any]
 

@@ -26,7 +26,7 @@ from api.openai.paging import read_limit
 from api.services import services_of
 from broker.batch_records import BatchView
 from broker.deadline import now_ms
-from messages import Batch, BatchStatus
+from messages.batch import Batch, BatchStatus
 
 router = APIRouter()
 

@@ -12,7 +12,7 @@ from api.openai.logprobs import CompletionLogprobs, Json, Listing, chat_logprobs
 from api.openai.tool_calls import message_of
 from api.openai.usage import usage_of
 from api.services import Services
-from messages import GenerationRequest
+from messages.request import GenerationRequest
 
 Requests = Sequence[GenerationRequest]
 Choices = Sequence[Sequence[OutputToken]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from api.model_facts import read_json
-from messages import ModelError
+from errors import ModelError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

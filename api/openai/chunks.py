@@ -17,7 +17,7 @@ from api.openai.tool_calls import delta_of, reason_of
 from api.openai.tool_parser import ToolParser
 from api.openai.usage import Usage
 from api.services import Services
-from messages import GenerationRequest, ToolParams
+from messages.request import GenerationRequest, ToolParams
 
 DONE = b"data: [DONE]\n\n"
 

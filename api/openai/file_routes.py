@@ -20,7 +20,7 @@ from api.openai.upload import read_upload
 from api.services import services_of
 from broker.deadline import now_ms
 from file_store import CHUNK_BYTES, FileGone, FileStore
-from messages import StoredFile
+from messages.batch import StoredFile
 
 router = APIRouter()
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from api.frames import LEAST_LOGPROB, OutputToken
 from api.token_names import TokenNames
-from messages import GenerationRequest, TokenLogprob
+from messages.request import GenerationRequest
+from messages.token_event import TokenLogprob
 
 Json = dict[str, object]
 Listing = dict[str, list[object]]  # by name, one entry for each token

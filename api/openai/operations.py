@@ -10,7 +10,7 @@ from typing import Any
 from api.openai.parameters import COMPLETION_TOKENS
 from api.openai.tools import MAX_TOOLS
 from api.parameters import MAX_SEED
-from settings import ApiSettings
+from settings.api import ApiSettings
 
 Json = dict[str, Any]
 

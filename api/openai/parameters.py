@@ -19,8 +19,9 @@ from api.openai.fields import Fields, flag, integer, mapping, number
 from api.openai.tool_grammar import tool_grammar
 from api.openai.tools import Style, read_tools
 from api.parameters import GREEDY_TEMPERATURE, MAX_SEED, to_logit_bias
-from messages import AnswerParams, Grammar, InvalidRequest, OutputParams, SamplingParams
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import AnswerParams, Grammar, OutputParams, SamplingParams
+from settings.api import ApiSettings
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat's is what there is room for
 

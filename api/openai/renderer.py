@@ -17,7 +17,7 @@ from api.errors import BadField
 from api.openai.chat_template import ChatTemplate
 from api.openai.conversation import Conversation
 from api.openai.tool_words import with_tools_in_words
-from messages import WorkerFailed
+from errors import WorkerFailed
 from telemetry import get_logger
 
 log = get_logger()

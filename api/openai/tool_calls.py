@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from api.frames import OutputToken
 from api.openai.tool_parser import Arguments, CallStart, Content, Delta, ToolParser
-from messages import FinishReason, GenerationRequest, ToolParams
+from messages.request import GenerationRequest, ToolParams
+from messages.token_event import FinishReason
 
 Json = dict[str, object]
 

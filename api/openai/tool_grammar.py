@@ -11,7 +11,7 @@ import orjson
 from api.errors import BadField
 from api.openai.tools import Style, Tools
 from grammar import WHITESPACE
-from messages import Grammar
+from messages.request import Grammar
 
 MAX_CALLS = 16  # of one answer; weak models never stop by themselves
 

@@ -17,7 +17,7 @@ from enum import Enum
 
 import orjson
 
-from messages import ToolParams
+from messages.request import ToolParams
 
 CLOSING = "</tool_call>"
 OPENINGS = {"hermes": "<tool_call>", "llama3": "<|python_tag|>"}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from api.errors import BadField
 from api.openai.fields import Fields, flag
-from messages import ToolParams
+from messages.request import ToolParams
 
 Style = Literal["hermes", "llama3"]
 Tool = dict[str, object]

@@ -6,7 +6,7 @@ Pure. Prompts count once, however many choices go on from them; a token that was
 from collections.abc import Sequence
 
 from api.frames import OutputToken
-from messages import GenerationRequest
+from messages.request import GenerationRequest
 
 
 class Usage:

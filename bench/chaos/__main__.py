@@ -20,7 +20,7 @@ from bench.chaos.table import Row, cancels_rows, handoff_rows, matrix_rows, stor
 from bench.exit_status import exit_status
 from bench.markdown import markdown_table
 from bench.step_bar import StepBar
-from settings import LogSettings
+from settings.observability import LogSettings
 from telemetry import configure_logging
 
 PARTS = ("storm", "matrix", "handoff", "cancels")

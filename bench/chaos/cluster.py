@@ -28,8 +28,10 @@ from bench.chaos.toy_model import write_toy_model
 from broker.client import Broker, open_broker
 from broker.job_queue import JobQueue
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, wait_until_answering
-from messages import DecodeJob, PdqError, PrefillJob, Role, WorkerState
-from settings import load_settings
+from errors import PdqError
+from messages.job import DecodeJob, PrefillJob
+from messages.worker_status import Role, WorkerState
+from settings.loading import load_settings
 
 LEASE_S = 1.0
 START_TIMEOUT_S = 60.0

@@ -26,31 +26,19 @@ from bench.chaos.mutation import examples, mutated
 from broker.client import Broker, assemble_broker
 from broker.intake import Intake
 from broker.relay import RelayReader
+from errors import KVTransferFailed, WireError
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.host import host_id
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import (
-    DecodeJob,
-    GenerationRequest,
-    KVHandle,
-    KVTransferFailed,
-    Message,
-    Phase,
-    PoolExport,
-    PrefillJob,
-    RelayedEvent,
-    RelayedEvents,
-    Release,
-    SamplingParams,
-    TokenEvent,
-    WireError,
-    WorkerStatus,
-    decode,
-    encode,
-)
-from settings import QueueSettings, StreamSettings
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import KVHandle, PoolExport, Release
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import RelayedEvent, RelayedEvents, TokenEvent
+from messages.wire import Message, decode, encode
+from messages.worker_status import WorkerStatus
+from settings.broker import QueueSettings, StreamSettings
 
 BLOCK_BYTES, NUM_BLOCKS = 64, 8
 NEVER_FULL = 10**9

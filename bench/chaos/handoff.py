@@ -26,8 +26,8 @@ from kv_transfer.selection import Place
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
 from kv_transfer.transport import Exporter, Puller
-from messages import KVHandle, PoolExport
-from settings import TransportKind
+from messages.kv_transfer import KVHandle, PoolExport
+from settings.kv import TransportKind
 
 NUM_BLOCKS, BLOCK_BYTES, MAX_OFFERS = 16, 259, 4  # blocks begin on odd addresses
 LAYOUT = "layout of the chaos bench"

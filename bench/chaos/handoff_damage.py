@@ -19,13 +19,14 @@ import torch
 
 from bench.chaos.handoff import NUM_BLOCKS, Handoff
 from bench.chaos.handoff_faults import Fault, Scene, faults_of
+from errors import KVTransferFailed
 from kernels import cpu_build
 from kernels.block_sums import CpuBlockSums
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.segment import SHM_DIRECTORY
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed
-from settings import LogSettings, TransportKind
+from settings.kv import TransportKind
+from settings.observability import LogSettings
 from telemetry import configure_logging
 
 

@@ -13,8 +13,8 @@ import torch
 
 from bench.chaos.handoff import BLOCK_BYTES, LAYOUT, MAX_OFFERS, NUM_BLOCKS, Handoff, Job
 from kv_transfer.seal import Seal
-from messages import PoolExport
-from settings import TransportKind
+from messages.kv_transfer import PoolExport
+from settings.kv import TransportKind
 
 _WILD = (-1, -(2**63), NUM_BLOCKS, MAX_OFFERS + 2**20, 2**31, 2**32, 2**63, 2**64 - 1)
 

@@ -17,7 +17,7 @@ from bench.chaos.gates import Phase
 from bench.chaos.listener import Listener
 from bench.chaos.storm import CLEAN_WITHIN_S, EMPTY_S, learn_truth
 from bench.chaos.story import Difference, Story, Token, compare, stories
-from messages import Role
+from messages.worker_status import Role
 
 REACH_S = 10.0  # how long a request may take to the phase
 END_S = 30.0  # how long a story may take after the fault

@@ -9,27 +9,12 @@ from typing import Any
 
 import msgspec
 
-from messages import (
-    AnswerParams,
-    DecodeJob,
-    FinishReason,
-    GenerationRequest,
-    KVHandle,
-    Message,
-    OutputParams,
-    PoolExport,
-    PrefillJob,
-    Priority,
-    RelayedEvent,
-    RelayedEvents,
-    Release,
-    Role,
-    SamplingParams,
-    TokenEvent,
-    TransferCount,
-    WorkerState,
-    WorkerStatus,
-)
+from messages.job import DecodeJob, PrefillJob
+from messages.kv_transfer import KVHandle, PoolExport, Release, TransferCount
+from messages.request import AnswerParams, GenerationRequest, OutputParams, Priority, SamplingParams
+from messages.token_event import FinishReason, RelayedEvent, RelayedEvents, TokenEvent
+from messages.wire import Message
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 _ODD: tuple[Any, ...] = (
     None,

@@ -24,7 +24,7 @@ from bench.marked_place import put_into
 from bench.peers.shelf import PEERS, is_installed
 from bench.report import Limits
 from bench.workload import PRESETS
-from messages import ConfigError
+from errors import ConfigError
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ import msgspec
 
 from bench.machine import CpuUse, Machine
 from bench.report import Limits, Summary
-from messages import ConfigError
+from errors import ConfigError
 
 FORMAT_VERSION = 1
 DEMO, HALF_BILLION = "demo", "0.5B"

@@ -19,7 +19,7 @@ from bench.compare.plan import HALF_BILLION_WORKLOADS, Plan
 from bench.peers.server import Server
 from bench.peers.shelf import PEERS, bench_cache, is_installed, servers_of
 from bench.peers.workshop import PeerFailed
-from settings import load_settings
+from settings.loading import load_settings
 
 PDQ = "pdq"
 HALF_BILLION_PEERS = ("vllm",)

@@ -12,7 +12,7 @@ import urllib.request
 from types import TracebackType
 from typing import Self
 
-from messages import PdqError
+from errors import PdqError
 
 START_TIMEOUT_S = 120.0
 

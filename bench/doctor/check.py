@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from messages import PdqError
+from errors import PdqError
 
 
 class Verdict(StrEnum):

@@ -18,7 +18,7 @@ from engine.model_files import resolve_model
 from engine.model_runner import ModelRunner
 from engine.step import DecodeStep
 from engine.weights import load_model
-from settings import load_settings
+from settings.loading import load_settings
 
 BATCH_SIZES = (1, 3, 16, 64)  # 3 is padded
 NUM_TOKENS = 200  # of each sequence

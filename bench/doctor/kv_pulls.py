@@ -19,14 +19,14 @@ import torch
 
 from bench.doctor.check import Finding, Verdict, attempt
 from bench.doctor.pool_owner import LAYOUT, Offer, contents, scattered
+from errors import KVTransferFailed
 from kv_transfer.copy_runs import BlockCut, whole_blocks
 from kv_transfer.head_split import HeadSplit
 from kv_transfer.local import start_driver
 from kv_transfer.network import network_kind, start_pullers
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.self_test import self_test
-from messages import KVTransferFailed
-from settings import TransferSettings
+from settings.kv import TransferSettings
 
 NUM_BLOCKS = 256
 BLOCK_BYTES = 512 << 10  # 16 tokens of 32 KiB, as Llama 3 8B's with 8 heads of 128 in 8 layers

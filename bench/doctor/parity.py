@@ -20,8 +20,8 @@ from engine.model_runner import ModelRunner
 from engine.served_model import ServedModel
 from engine.weights import load_model
 from kernels.ops import PrefillMeta
-from messages import SamplingParams
-from settings import load_settings
+from messages.request import SamplingParams
+from settings.loading import load_settings
 
 # How far below the CPU's best logit a chosen token's may lie. In bfloat16 on a CPU, by torch's own operations, the demo
 # came to 0.34 in ten prompts of 48 tokens.

@@ -12,8 +12,8 @@ import torch
 from kv_transfer.local import start_driver
 from kv_transfer.network import start_exporters
 from kv_transfer.sender import KVSender
-from messages import KVHandle, PoolExport
-from settings import TransferSettings
+from messages.kv_transfer import KVHandle, PoolExport
+from settings.kv import TransferSettings
 
 LAYOUT = "doctor"
 

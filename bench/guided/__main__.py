@@ -15,8 +15,9 @@ from engine.kv_pool import KVPool
 from engine.loading import load
 from engine.model_files import resolve_model
 from engine.model_runner import ModelRunner
-from messages import Role
-from settings import ModelSettings, Settings
+from messages.worker_status import Role
+from settings.loading import Settings
+from settings.model import ModelSettings
 
 NUM_BLOCKS = 4096
 

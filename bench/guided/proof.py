@@ -14,7 +14,8 @@ from engine.generator import Generator
 from engine.grammars import Grammars, Next
 from engine.model_runner import ModelRunner
 from engine.sequence import Sequence as EngineSequence
-from messages import FinishReason, Grammar, SamplingParams
+from messages.request import Grammar, SamplingParams
+from messages.token_event import FinishReason
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ import os
 from bench.handoff.cluster import HandoffCluster
 from bench.handoff.phases import PHASES, Handoff, between_steps_us, handoffs, median, quantile, step_times
 from bench.handoff.role import Pace
-from messages import Role
+from messages.worker_status import Role
 
 PROMPT_TOKENS = (32, 512, 1500)
 

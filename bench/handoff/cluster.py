@@ -20,8 +20,10 @@ from bench.handoff.marks import Mark, read_marks
 from bench.handoff.role import Pace, play
 from broker.client import Broker, open_broker
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, wait_until_answering
-from messages import GenerationRequest, PdqError, Role, SamplingParams, WorkerState
-from settings import load_settings
+from errors import PdqError
+from messages.request import GenerationRequest, SamplingParams
+from messages.worker_status import Role, WorkerState
+from settings.loading import load_settings
 
 START_TIMEOUT_S = 120.0
 

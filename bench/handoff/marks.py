@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from messages import Role
+from messages.worker_status import Role
 
 
 class Mark(msgspec.Struct, array_like=True, frozen=True):

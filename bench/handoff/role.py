@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.handoff.marks import Marks, mark_worker
-from messages import Role
+from messages.worker_status import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from engine.model_files import resolve_model
 from engine.weights import load_model
 from kernels.panels import Kind
 from kernels.reference import PrefillMeta
-from settings import load_settings
+from settings.loading import load_settings
 
 CPU = torch.device("cpu")
 # Lincoln at Gettysburg, and how Alice begins (Carroll): both in the public domain.

@@ -12,7 +12,7 @@ from engine.penalties import apply_penalties
 from engine.sampler import SamplingRow, sample
 from kernels.gpu import logit_edit, sampling
 from kernels.gpu.sampling_inputs import SamplingInputs
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 _GREEDY: dict[str, Any] = {}
 _DRAWN: dict[str, Any] = {"do_sample": True}

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from bench.exit_status import exit_status
 from bench.peers.shelf import PEERS, install, is_installed, workshop_of
-from messages import ConfigError
+from errors import ConfigError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 from bench.peers import llama_cpp, openvino, vllm
 from bench.peers.server import Server
 from bench.peers.workshop import PeerFailed, Report, Workshop
-from settings import load_settings
+from settings.loading import load_settings
 
 
 class Peer(Protocol):

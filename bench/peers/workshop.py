@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from messages import PdqError
+from errors import PdqError
 
 Report = Callable[[str], None]
 

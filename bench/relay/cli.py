@@ -20,7 +20,7 @@ from bench.relay.cluster import running_cluster
 from bench.relay.latency import Result
 from bench.relay.measure import measure
 from bench.result import FORMAT_VERSION, command_line, write_json
-from settings import load_settings
+from settings.loading import load_settings
 
 HEADER = (
     "streams",

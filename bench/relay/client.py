@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from bench.relay.stream_bytes import Reads, is_begun, is_whole
-from messages import PdqError
+from errors import PdqError
 
 _READ_BYTES = 1 << 16
 _POLL_S = 0.2

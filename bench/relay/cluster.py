@@ -20,7 +20,7 @@ from typing import IO
 
 from bench.process_tree import cpu_of_tree_s
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, socket_path
-from messages import PdqError
+from errors import PdqError
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 10.0

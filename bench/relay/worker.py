@@ -28,8 +28,11 @@ from broker.heartbeat import Heartbeat
 from broker.intake import Claim, Intake
 from broker.job_queue import JobQueue
 from broker.status_board import StatusBoard
-from messages import DecodeJob, FinishReason, KVHandle, Phase, PrefillJob, Role, TokenEvent
-from settings import Settings, load_settings
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import KVHandle
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role
+from settings.loading import Settings, load_settings
 from telemetry import configure_logging
 
 _TEXT = (

@@ -29,8 +29,8 @@ from bench.scaling.growth import (
     worker_counts,
 )
 from bench.scaling.plot import Series, line_chart
-from messages import ConfigError
-from settings import load_settings
+from errors import ConfigError
+from settings.loading import load_settings
 
 PARTS = ("concurrent", "workers")
 console = Console(highlight=False, soft_wrap=True)

@@ -19,7 +19,8 @@ from bench.report import Limits, summarize
 from bench.scaling.simulated_cluster import simulated_cluster
 from bench.scaling.simulated_role import Pace
 from bench.workload import Concurrency, Group, Workload, warmup_of
-from messages import PdqError, Role
+from errors import PdqError
+from messages.worker_status import Role
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = OUTPUT_TOKENS = 128

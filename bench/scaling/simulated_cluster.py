@@ -20,8 +20,9 @@ from bench.chaos.toy_model import write_toy_model
 from bench.scaling.simulated_role import PRELOAD, Pace, play
 from broker.client import open_broker
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, wait_until_answering
-from messages import PdqError, Role, WorkerState
-from settings import load_settings
+from errors import PdqError
+from messages.worker_status import Role, WorkerState
+from settings.loading import load_settings
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0

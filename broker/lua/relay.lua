@@ -1,4 +1,4 @@
--- An event as messages.RelayedEvent: msgpack's [member, index, event]. Events come with their version byte before them.
+-- An event as messages.token_event.RelayedEvent: msgpack's [member, index, event]. Events come with their version byte before them.
 local function relayed_event(member, index, event)
   local size = #member
   return '\147\218' .. string.char(math.floor(size / 256), size % 256) .. member
@@ -7,7 +7,7 @@ local function relayed_event(member, index, event)
     .. string.sub(event, 2)
 end
 
--- A list of such as messages.RelayedEvents, in the version of `event`.
+-- A list of such as messages.token_event.RelayedEvents, in the version of `event`.
 local function relay_entry(events, event)
   local size = #events
   return string.sub(event, 1, 1) .. '\145\221' .. string.char(math.floor(size / 16777216) % 256,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from settings import RedisSettings, Settings
+from settings.broker import RedisSettings
+from settings.loading import Settings
 from tests.api.fake_cluster import settings_for
 from tests.api.tiny_models import BYTE_LEVEL_CONFIG, byte_level_tokenizer, write_model
 

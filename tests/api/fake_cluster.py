@@ -16,18 +16,16 @@ from api.services import Services, open_services
 from broker.keys import GROUP
 from broker.request_log import Append, Taken
 from broker.scripts import load_script
-from messages import (
-    FinishReason,
-    GenerationRequest,
-    Phase,
-    PrefillJob,
-    Role,
-    TokenEvent,
-    WorkerState,
-    WorkerStatus,
-    encode,
-)
-from settings import ApiSettings, BatchSettings, ModelSettings, QueueSettings, RedisSettings, Settings
+from messages.job import Phase, PrefillJob
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from messages.wire import encode
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.api import ApiSettings
+from settings.batch import BatchSettings
+from settings.broker import QueueSettings, RedisSettings
+from settings.loading import Settings
+from settings.model import ModelSettings
 
 CAPACITY_TOKENS = 1000
 LOGPROB = -0.5

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from api.key_file import ApiKey, Scope, add_key, hash_of, new_key
-from settings import SecuritySettings, Settings
+from settings.api import SecuritySettings
+from settings.loading import Settings
 
 
 class KeyFile:

@@ -6,8 +6,9 @@ import socket
 
 from api.server import new_server
 from broker.request_log import Append
-from messages import FinishReason, Phase, TokenEvent
-from settings import Settings
+from messages.job import Phase
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, until
 
 HIGH_WATER_BYTES = 1 << 16  # asyncio's

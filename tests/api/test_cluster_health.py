@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from api.health import lacking_roles, needed_roles
-from messages import FinishReason, GenerationRequest, Role, TokenEvent, WorkerState
-from settings import Settings
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role, WorkerState
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, settings_for, status, until
 
 

@@ -14,8 +14,11 @@ import httpx
 import pytest
 
 from api.server import serve
-from messages import BrokerError, FinishReason, GenerationRequest, ModelError, TokenEvent
-from settings import RedisSettings, Settings
+from errors import BrokerError, ModelError
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from settings.broker import RedisSettings
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, until
 
 PROMPT = "What is AI?"

@@ -12,7 +12,8 @@ from tokenizers import decoders, models
 from api.detokenizer import Detokenizer
 from api.pieces import Pieces, piece_rule
 from api.tokenizer import Tokenizer
-from messages import ModelError, OutputParams
+from errors import ModelError
+from messages.request import OutputParams
 from tests.api.tiny_models import CORPUS, EOS, START, TOOL, byte_level_tokenizer, sentencepiece_tokenizer
 
 BYTE_LEVEL = byte_level_tokenizer()

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from api.forecast import Asked, Supply, most_jobs, places_of, retry_after_s, room_for, supply_of
 from broker.backlog import UNBOUNDED, Backlog, Reason, Room, refusal
-from messages import Priority, Role, WorkerState
-from settings import QueueSettings
+from messages.request import Priority
+from messages.worker_status import Role, WorkerState
+from settings.broker import QueueSettings
 from tests.api.fake_cluster import status
 
 HIGH, NORMAL, LOW = Priority

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from api.model_facts import ModelFacts
-from messages import FinishReason, GenerationRequest, TokenEvent
-from settings import Settings
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import LOGPROB, FakeCluster, fake_cluster, run
 from tests.api.tiny_models import END, EOS, START, TOOL
 
@@ -198,7 +199,7 @@ def test_special_tokens_in_the_output(settings: Settings) -> None:
 def test_add_special_tokens_decides_on_the_prompt(settings: Settings, tmp_path: Any) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from settings import ModelSettings
+    from settings.model import ModelSettings
     from tests.api.tiny_models import BYTE_LEVEL_CONFIG, byte_level_tokenizer, write_model
 
     tokenizer = byte_level_tokenizer()

@@ -14,8 +14,9 @@ import pytest
 
 from api import grammar_check
 from api.grammar_check import GrammarCheck
+from errors import InvalidRequest, QueueFull
 from grammar import compile_grammar
-from messages import Grammar, InvalidRequest, QueueFull
+from messages.request import Grammar
 from tests.hostile_grammars import HARMLESS, REFUSED
 
 ROOT = Path(__file__).parents[2]

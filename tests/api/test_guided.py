@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from api.guided import grammar_of_body
-from messages import Grammar, InvalidRequest
+from errors import InvalidRequest
+from messages.request import Grammar
 
 SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}
 TEXT = '{"type":"object","properties":{"größe":{"type":"integer"}}}'

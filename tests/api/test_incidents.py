@@ -3,7 +3,8 @@
 from typing import Any
 
 from api.incidents import MAX_INCIDENTS, Incidents
-from messages import FinishedPhase, Role, TransferCount, WorkerState, WorkerStatus
+from messages.kv_transfer import TransferCount
+from messages.worker_status import FinishedPhase, Role, WorkerState, WorkerStatus
 from observability import catalogue
 from tests.api.fake_cluster import status
 

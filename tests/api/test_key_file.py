@@ -11,7 +11,7 @@ import pytest
 from api.key_file import ApiKey, KeyFileError, Scope, add_key, disable_key, encode_key, hash_of, new_key, read_keys
 from api.key_ring import CHECK_S, KeyRing
 from broker.key_limits import Limits
-from settings import SecuritySettings
+from settings.api import SecuritySettings
 
 HASH = hash_of("pdq-text")
 

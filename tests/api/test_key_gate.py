@@ -18,7 +18,8 @@ from api.key_file import KeyFileError, Scope, disable_key, hash_of
 from api.key_gate import CLIENT_PATHS, MONITOR_PATHS, OPEN_PATHS, is_counted, is_open, scopes_for
 from api.key_ring import CHECK_S
 from api.server import is_loopback, serve
-from settings import SecuritySettings, Settings
+from settings.api import SecuritySettings
+from settings.loading import Settings
 from tests.api.fake_cluster import fake_cluster, run, until
 from tests.api.keys import KeyFile
 from tests.api.test_connections import free_port

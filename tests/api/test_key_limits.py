@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from api.tokenizer import Tokenizer
-from messages import FinishReason, TokenEvent
-from settings import Settings
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, until
 from tests.api.keys import KeyFile
 from tests.api.test_connections import Gate, asking, closed, head

@@ -6,8 +6,12 @@ import contextlib
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.generation import Departure, Generation
-from messages import FinishReason, Priority, Role, TokenEvent, TransferCount
-from settings import MetricsSettings, Settings
+from messages.kv_transfer import TransferCount
+from messages.request import Priority
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role
+from settings.loading import Settings
+from settings.observability import MetricsSettings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, status
 from tests.broker.samples import make_request
 

@@ -9,8 +9,10 @@ import pytest
 
 from api.frames import OutputToken, error_frame, generate_body, stream_frame
 from api.model_facts import GenerationDefaults, ModelFacts
-from messages import AnswerParams, FinishReason, GenerationRequest, ModelError, SamplingParams
-from settings import ModelSettings
+from errors import ModelError
+from messages.request import AnswerParams, GenerationRequest, SamplingParams
+from messages.token_event import FinishReason
+from settings.model import ModelSettings
 
 
 def facts(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None, name: str = "") -> ModelFacts:

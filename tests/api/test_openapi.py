@@ -19,8 +19,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from api.app import create_app
-from messages import Role
-from settings import Settings
+from messages.worker_status import Role
+from settings.loading import Settings
 from tests.api.fake_cluster import fake_cluster, run, status
 
 

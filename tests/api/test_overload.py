@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from api.gate import KNOWN_FOR_S
-from messages import FinishReason, GenerationRequest, Priority, Role, TokenEvent
-from settings import Settings
+from messages.request import GenerationRequest, Priority
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, status, until
 
 PROMPT = "What is AI?"

@@ -7,8 +7,8 @@ from pathlib import Path
 from api.cluster_body import digest_of
 from api.key_file import Scope
 from api.page_files import FOLDER, POLICY
-from messages import FinishedPhase, Role
-from settings import Settings
+from messages.worker_status import FinishedPhase, Role
+from settings.loading import Settings
 from tests.api.fake_cluster import fake_cluster, run, status, until
 from tests.api.keys import KeyFile
 

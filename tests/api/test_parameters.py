@@ -6,8 +6,9 @@ import pytest
 
 from api.model_facts import GenerationDefaults
 from api.parameters import Parameters, parse_parameters
-from messages import Grammar, InvalidRequest, OutputParams, SamplingParams
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import Grammar, OutputParams, SamplingParams
+from settings.api import ApiSettings
 
 VOCAB_SIZE = 1000
 SEED = 4711

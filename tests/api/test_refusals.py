@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from messages import Role, WorkerState
-from settings import Settings
+from messages.worker_status import Role, WorkerState
+from settings.loading import Settings
 from tests.api.fake_cluster import CAPACITY_TOKENS, fake_cluster, run, settings_for, status, until
 
 ROUTES = ["/generate", "/generate_stream", "/"]

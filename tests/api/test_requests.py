@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from messages import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from settings import Settings
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, until
 from tests.api.keys import KeyFile
 

@@ -12,8 +12,10 @@ import pytest
 from api.attendance import attend
 from api.services import running
 from broker.request_log import Append
-from messages import FinishReason, GenerationRequest, Phase, SamplingParams, TokenEvent
-from settings import Settings
+from messages.job import Phase
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run, until
 
 PROMPT = "What is AI?"
@@ -307,6 +309,6 @@ def test_a_detached_request_goes_on_and_still_ends_at_its_stop(settings: Setting
 
 
 def sampling_of(cluster: FakeCluster) -> Any:
-    from messages import SamplingParams
+    from messages.request import SamplingParams
 
     return SamplingParams(seed=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settings import Settings
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run
 from tests.api.keys import KeyFile
 from tests.api.test_connections import Gate, asking, closed, head

@@ -3,8 +3,9 @@
 import pytest
 
 from api.terms import read_priority, read_timeout_s
-from messages import InvalidRequest, Priority
-from settings import ApiSettings
+from errors import InvalidRequest
+from messages.request import Priority
+from settings.api import ApiSettings
 
 SETTINGS = ApiSettings(max_request_timeout_s=60)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from messages import FinishReason, PromptLogprob, TokenEvent
-from settings import Settings
+from messages.token_event import FinishReason, PromptLogprob, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import LOGPROB, fake_cluster, run
 
 TGI = {"X-API-Style": "tgi"}

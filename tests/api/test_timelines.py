@@ -3,7 +3,7 @@
 import msgspec
 
 from api.timelines import MAX_BARS, MAX_TIMELINES, Timelines
-from messages import FinishedPhase, Role, WorkerStatus
+from messages.worker_status import FinishedPhase, Role, WorkerStatus
 from tests.api.fake_cluster import status
 
 

@@ -9,19 +9,12 @@ from hypothesis import strategies as st
 
 from api.token_load import expected_output, past_future_peak, token_load
 from broker.request_log import Append, SequenceLoad
-from messages import (
-    DecodeJob,
-    FinishReason,
-    GenerationRequest,
-    KVHandle,
-    Phase,
-    PrefillJob,
-    Role,
-    SamplingParams,
-    TokenEvent,
-    WorkerState,
-)
-from settings import Settings
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import KVHandle
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role, WorkerState
+from settings.loading import Settings
 from tests.api.fake_cluster import CAPACITY_TOKENS, FakeCluster, fake_cluster, run, status
 
 PHASES = st.sampled_from(list(Phase))

@@ -6,8 +6,9 @@ import pytest
 
 from batch_worker.celery_app import configuration, transport_options
 from batch_worker.celery_url import celery_broker
-from messages import ConfigError
-from settings import RedisSettings, Settings
+from errors import ConfigError
+from settings.broker import RedisSettings
+from settings.loading import Settings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from batch_worker.line import LineSender, has_one_request
 from batch_worker.rows import Answer
-from settings import BatchSettings
+from settings.batch import BatchSettings
 
 OK = httpx.Response(200, json={"text": "x"})
 

@@ -2,7 +2,7 @@
 
 from batch_worker.tending import due_steps, undone_shards
 from broker.batch_records import BatchView
-from messages import Batch, BatchStatus
+from messages.batch import Batch, BatchStatus
 
 BATCH = Batch("batch_x", "", "/generate", "file-x", "24h", 0, 1)
 

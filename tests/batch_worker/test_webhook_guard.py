@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from batch_worker.webhook_guard import NotAllowed, target_of
-from settings import BatchSettings
+from settings.batch import BatchSettings
 
 ALLOW = "https://example.org/hooks/, http://10.0.0.7:8000/"
 

@@ -13,7 +13,7 @@ from bench.compare.document import write as write_document
 from bench.compare.figures import Row, rows_of
 from bench.compare.write_up import table, write_up
 from bench.marked_place import put_into
-from messages import ConfigError
+from errors import ConfigError
 from tests.bench.comparison import attempt, column, document, summary
 
 

@@ -21,7 +21,7 @@ from bench.peers.server import CACHES, PORT, Server, Style
 from bench.peers.workshop import PeerFailed
 from bench.process_tree import ticks_of_tree
 from bench.workload import Concurrency, Group, Poisson, Workload
-from settings import load_settings
+from settings.loading import load_settings
 from tests.bench.comparison import column, document
 
 SCRIPTED = (sys.executable, "-m", "tests.bench.scripted_server", PORT)

@@ -14,7 +14,7 @@ from bench.doctor.check import Check, Finding, Section, Verdict, has_failed, run
 from bench.doctor.child import findings_of
 from bench.doctor.report import to_document, to_markdown
 from bench.machine import read_machine
-from messages import DeviceError
+from errors import DeviceError
 
 GOOD = Finding("good", Verdict.OK, "1 of 1", figures={"share": 1.0})
 

@@ -24,7 +24,7 @@ from cli.child import ROOT
 from engine.weights import load_model
 from kernels.gpu.table import gpu_ops
 from kv_transfer.receiver import KVReceiver
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 from tests.engine.test_decode_graphs import Recorder
 from tests.tiny_models import greedy, prompts, tiny_model, tiny_runner
 

@@ -12,7 +12,7 @@ from kernels.block_sums import CpuBlockSums
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.seal import Seal
 from kv_transfer.shared_memory import ShmDriver
-from settings import TransportKind
+from settings.kv import TransportKind
 from tests.kv_transfer.test_cuda_ipc import Process
 
 Start = Callable[..., Handoff]

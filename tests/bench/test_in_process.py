@@ -5,7 +5,7 @@ import pytest
 from bench.in_process import InProcessPrefill
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
-from settings import Settings, load_settings
+from settings.loading import Settings, load_settings
 from tests.tiny_models import tiny_model
 
 

@@ -11,7 +11,7 @@ from bench.http_stream import resolve
 from bench.load import Load, Outcome, run_workload
 from bench.prompts import PromptSource
 from bench.workload import Concurrency, Group, Poisson, Workload
-from messages import ConfigError
+from errors import ConfigError
 from tests.bench.scripted_server import HEAD, Script, Server, scripted_server
 
 ALL = Group("all", Concurrency(4), prompt_tokens=20, output_tokens=5, num_requests=12)

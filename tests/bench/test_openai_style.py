@@ -15,7 +15,7 @@ from bench.record import RequestRecord
 from bench.report import Limits, Summary, summarize
 from bench.wire_style import BadFrame, Frame
 from bench.workload import Concurrency, Group, Workload
-from messages import ConfigError
+from errors import ConfigError
 from tests.bench.scripted_server import Script, Server, scripted_server
 
 STYLE = OpenAIStyle("m")

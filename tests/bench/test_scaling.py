@@ -16,7 +16,7 @@ from bench.scaling.plot import HEIGHT, WIDTH, Series, line_chart
 from bench.scaling.simulated_cluster import simulated_cluster
 from bench.scaling.simulated_role import Pace
 from bench.workload import Concurrency, Group, Workload
-from messages import Role
+from messages.worker_status import Role
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bench.prompts import PromptSource
 from bench.text_prompt import TextPrompt
-from messages import ConfigError
+from errors import ConfigError
 
 WORDS = "the quick brown fox jumps over the lazy dog and then the dog sleeps while another fox is thinking of it " * 5
 

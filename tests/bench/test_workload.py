@@ -18,7 +18,7 @@ from bench.workload import (
     build_workload,
     warmup_of,
 )
-from messages import ConfigError
+from errors import ConfigError
 
 
 def poisson(rate_rps: float, num_requests: int | None = None, duration_s: float | None = None) -> Group:

@@ -9,21 +9,11 @@ from broker.client import Broker
 from broker.job_queue import QueueEntry
 from broker.request_log import Append, Taken
 from broker.subscription import Subscription
-from messages import (
-    DecodeJob,
-    FinishReason,
-    GenerationRequest,
-    KVHandle,
-    Phase,
-    PrefillJob,
-    Priority,
-    RelayedEvent,
-    RelayedEvents,
-    SamplingParams,
-    TokenEvent,
-    decode,
-    encode,
-)
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import KVHandle
+from messages.request import GenerationRequest, Priority, SamplingParams
+from messages.token_event import FinishReason, RelayedEvent, RelayedEvents, TokenEvent
+from messages.wire import decode, encode
 
 API_ID = "api-1"
 STOP = TokenEvent(token_id=2, finish_reason=FinishReason.STOP)

@@ -4,7 +4,7 @@ import pytest
 
 from broker.address import MasterAddress, parse_address
 from broker.client import display_url
-from messages import BrokerError
+from errors import BrokerError
 
 
 @pytest.mark.parametrize("url", ["redis://host:6379/0", "rediss://host", "unix:///run/redis.sock"])

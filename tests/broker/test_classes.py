@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from broker.backlog import Backlog, Reason, Refused, Room, refusal
 from broker.client import Broker, open_broker
 from broker.heartbeat import Heartbeat
-from messages import Phase, PrefillJob, Priority, Role, WorkerState, WorkerStatus, encode
-from settings import QueueSettings, RedisSettings, StreamSettings
+from messages.job import Phase, PrefillJob
+from messages.request import Priority
+from messages.wire import encode
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import eventually, make_decode_job, make_request, num_blocked
 from tests.conftest import OpenTestBroker
 

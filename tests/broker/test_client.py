@@ -12,8 +12,9 @@ import pytest
 from broker.client import REDIS_AWAY, assemble_broker, display_url, open_broker
 from broker.connection_pool import MAX_CONNECTIONS
 from broker.keys import Keys
-from messages import BrokerError, Phase
-from settings import QueueSettings, RedisSettings, StreamSettings
+from errors import BrokerError
+from messages.job import Phase
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import STOP, begin, make_append, make_decode_job
 from tests.conftest import OpenTestBroker, RedisServer
 

@@ -1,7 +1,8 @@
 """When a request's time is over, and what is said."""
 
 from broker.deadline import deadline_event, is_past
-from messages import FinishReason, GenerationRequest, SamplingParams
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason
 
 REQUEST = GenerationRequest("id", [1], SamplingParams(seed=1), created_ms=1000, deadline_ms=3500)
 

@@ -11,8 +11,9 @@ from typing import Any
 from broker.client import Broker, open_sync_redis
 from broker.heartbeat import Heartbeat
 from broker.job_queue import QueueEntry
-from messages import PrefillJob, Role, WorkerState, WorkerStatus
-from settings import QueueSettings, RedisSettings
+from messages.job import PrefillJob
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import eventually, make_request
 from tests.conftest import OpenTestBroker, RedisServer
 

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from broker.intake import Intake
-from messages import Phase
-from settings import QueueSettings, RedisSettings
+from messages.job import Phase
+from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import eventually, make_request
 from tests.broker.test_heartbeat import beating
 from tests.conftest import OpenTestBroker

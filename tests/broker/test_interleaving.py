@@ -13,8 +13,12 @@ from broker.job_queue import QueueEntry
 from broker.keys import GROUP
 from broker.relay import RelayReader
 from broker.request_log import Taken
-from messages import DecodeJob, Phase, PrefillJob, Priority, QueueFull, Role, TokenEvent
-from settings import QueueSettings, RedisSettings, StreamSettings
+from errors import QueueFull
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.request import Priority
+from messages.token_event import TokenEvent
+from messages.worker_status import Role
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, eventually, make_append, make_decode_job, make_request, take_all
 from tests.conftest import OpenTestBroker
 

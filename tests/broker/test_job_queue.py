@@ -6,8 +6,10 @@ import pytest
 
 from broker.client import Broker
 from broker.keys import GROUP
-from messages import FinishReason, PrefillJob, encode
-from settings import QueueSettings
+from messages.job import PrefillJob
+from messages.token_event import FinishReason
+from messages.wire import encode
+from settings.broker import QueueSettings
 from tests.broker.samples import eventually, make_request, num_blocked
 from tests.conftest import OpenTestBroker
 

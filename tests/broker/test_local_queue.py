@@ -8,8 +8,9 @@ import pytest
 from broker.bid import Bid
 from broker.client import Broker
 from broker.job_queue import QueueEntry
-from messages import GenerationRequest, Phase, PrefillJob, Priority
-from settings import QueueSettings
+from messages.job import Phase, PrefillJob
+from messages.request import GenerationRequest, Priority
+from settings.broker import QueueSettings
 from tests.broker.samples import STOP, eventually, make_append, make_request, num_blocked
 from tests.conftest import OpenTestBroker
 

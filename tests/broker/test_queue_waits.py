@@ -3,7 +3,9 @@
 import asyncio
 
 from broker.queue_waits import read_waits
-from messages import Phase, Priority, Role
+from messages.job import Phase
+from messages.request import Priority
+from messages.worker_status import Role
 from tests.broker.samples import make_request
 from tests.conftest import OpenTestBroker
 

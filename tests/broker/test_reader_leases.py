@@ -7,8 +7,8 @@ import pytest
 
 from broker.client import Broker
 from broker.request_log import CancelIf
-from messages import Phase, PrefillJob
-from settings import StreamSettings
+from messages.job import Phase, PrefillJob
+from settings.broker import StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, begin, make_append, make_request, relayed
 from tests.conftest import OpenTestBroker
 

@@ -6,8 +6,9 @@ import pytest
 
 from broker.heartbeat import Heartbeat
 from broker.status_board import StatusBoard
-from messages import ModelError, Role, WorkerState
-from settings import QueueSettings, RedisSettings
+from errors import ModelError
+from messages.worker_status import Role, WorkerState
+from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import eventually
 from tests.conftest import OpenTestBroker
 

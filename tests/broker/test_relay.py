@@ -12,8 +12,9 @@ import pytest
 from broker.client import Broker
 from broker.relay import RelayReader
 from broker.subscription import Subscription
-from messages import FinishReason, TokenEvent, encode
-from settings import RedisSettings, StreamSettings
+from messages.token_event import FinishReason, TokenEvent
+from messages.wire import encode
+from settings.broker import RedisSettings, StreamSettings
 from tests.broker.samples import (
     ABORT,
     API_ID,

@@ -6,8 +6,10 @@ import pytest
 
 from broker.request_log import Append, SequenceLoad
 from broker.step_append import TWO_TRIPS_FROM
-from messages import FinishReason, InvalidRequest, Phase, PrefillJob, QueueFull, TokenEvent
-from settings import StreamSettings
+from errors import InvalidRequest, QueueFull
+from messages.job import Phase, PrefillJob
+from messages.token_event import FinishReason, TokenEvent
+from settings.broker import StreamSettings
 from tests.broker.samples import ABORT, API_ID, STOP, begin, make_append, make_decode_job, make_request, relayed
 from tests.conftest import OpenTestBroker
 

@@ -4,8 +4,8 @@ import asyncio
 from contextlib import aclosing
 
 from broker.client import Broker
-from messages import Release
-from settings import RedisSettings
+from messages.kv_transfer import Release
+from settings.broker import RedisSettings
 from tests.broker.samples import ABORT, begin, eventually
 from tests.conftest import OpenTestBroker, RedisServer
 

@@ -3,7 +3,7 @@
 import time
 
 from broker.status_board import StatusBoard
-from messages import Role, WorkerState
+from messages.worker_status import Role, WorkerState
 
 
 def test_a_worker_loads_then_is_ready_and_says_how_long_its_loop_stands_still() -> None:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from broker.subscription import Subscription
-from messages import FinishReason, TokenEvent
+from messages.token_event import FinishReason, TokenEvent
 
 LAST = TokenEvent(9, finish_reason=FinishReason.STOP)
 

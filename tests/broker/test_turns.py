@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.turns import first_choices
-from messages import Priority
+from messages.request import Priority
 
 HIGH, NORMAL, LOW = Priority
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from cli.banner import Facts, banner, model_dtype, waiting_for
 from cli.screen import Screen
-from messages import Role, WorkerState, WorkerStatus
-from settings import ModelSettings
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.model import ModelSettings
 
 
 def worker(role: Role, capacity: int = 0, state: WorkerState = WorkerState.READY, detail: str = "") -> WorkerStatus:

@@ -7,8 +7,11 @@ import pytest
 from cli.cluster_plan import cluster_children, nursery_child, nursery_path, redis_child, shared_knobs
 from cli.model import client_name
 from cli.options import environment, overrides
-from messages import Role
-from settings import ApiSettings, LogSettings, MetricsSettings, ModelSettings, Settings, load_settings
+from messages.worker_status import Role
+from settings.api import ApiSettings
+from settings.loading import Settings, load_settings
+from settings.model import ModelSettings
+from settings.observability import LogSettings, MetricsSettings
 
 
 def test_the_environment_reads_back_as_the_settings_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 from cli.__main__ import main
 from cli.child import ROOT
 from cli.status import ClusterState, render
-from messages import Priority, Role, WorkerState, WorkerStatus
+from messages.request import Priority
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
 RunPdq = Callable[..., Answer]

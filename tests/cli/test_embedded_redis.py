@@ -22,7 +22,7 @@ from cli.embedded_redis import (
 from cli.local_cluster import make_state_dir
 from cli.restart import RestartPolicy
 from cli.supervisor import Supervisor
-from messages import BrokerError
+from errors import BrokerError
 from tests.cli.conftest import Log
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cli.gpu_inventory import Gpu
 from cli.gpu_lease import NoFreeGpu, choose, lease_gpus
-from messages import ConfigError, DeviceError
+from errors import ConfigError, DeviceError
 
 HOLDER = """
 import sys

@@ -10,8 +10,10 @@ from broker.status_board import StatusBoard
 from cli import gpu_placement
 from cli.gpu_inventory import Gpu
 from cli.gpu_lease import lease_gpus
-from messages import ConfigError, Role
-from settings import GpuSettings, ModelSettings
+from errors import ConfigError
+from messages.worker_status import Role
+from settings.model import ModelSettings
+from settings.workers import GpuSettings
 
 GPUS = [Gpu(f"GPU-{index}", "") for index in range(3)]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from cli.health import api_problem, cluster_problem, in_url, is_api_here, own_problem, probe_address
-from messages import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 NO_PROGRESS_S = 2.5
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli.local_cluster import LocalCluster
-from settings import Settings, TransferSettings
+from settings.kv import TransferSettings
+from settings.loading import Settings
 
 
 def cluster_of(state_dir: Path, settings: Settings, is_redis_given: bool = False) -> LocalCluster:

@@ -17,7 +17,7 @@ from cli.child import ROOT, ChildSpec, child_environment, describe_exit, kill, p
 from cli.forked_child import fork_child, start, wait_until_listening
 from cli.janitor import is_alive
 from cli.supervisor import Supervisor
-from messages import ConfigError
+from errors import ConfigError
 from tests.cli.conftest import Log
 from tests.end_to_end.cluster import wait_until
 

@@ -5,8 +5,11 @@ import pytest
 from cli import local_cluster
 from cli.local_cluster import LocalCluster
 from cli.shm_room import ShmRoom, shm_room
-from messages import DeviceError, Role
-from settings import DecodeSettings, KVSettings, Settings
+from errors import DeviceError
+from messages.worker_status import Role
+from settings.kv import KVSettings
+from settings.loading import Settings
+from settings.workers import DecodeSettings
 
 GIB = 1 << 30
 TWO_EACH = {Role.PREFILL: 2, Role.DECODE: 2}

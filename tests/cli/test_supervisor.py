@@ -15,7 +15,7 @@ from cli.child import ROOT, ChildSpec, describe_exit
 from cli.janitor import is_alive
 from cli.restart import RestartPolicy
 from cli.supervisor import Supervisor
-from messages import BrokerError, ConfigError, DeviceError, ModelError
+from errors import BrokerError, ConfigError, DeviceError, ModelError
 from tests.cli.conftest import Log, shell
 
 QUICK = RestartPolicy(first_delay_s=0.05, longest_delay_s=0.2)

@@ -18,7 +18,7 @@ FILES = ("-f", "compose.yaml", "-f", "compose.cpu.yaml")
 _LIST_WORKERS = """
 import asyncio, msgspec
 from broker.client import open_broker
-from settings import load_settings
+from settings.loading import load_settings
 async def main():
     settings = load_settings()
     async with open_broker(settings.redis, settings.queue, settings.stream) as broker:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settings import Settings
+from settings.loading import Settings
 
 pytestmark = pytest.mark.compose
 

@@ -8,7 +8,7 @@ import pytest
 
 from decode_worker import courtesy
 from decode_worker.courtesy import Courtesy, rest_s
-from settings import DecodeSettings
+from settings.workers import DecodeSettings
 
 
 @pytest.mark.parametrize(

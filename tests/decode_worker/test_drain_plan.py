@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from decode_worker.drain_plan import DrainPlan, plan_drain, recompute_tokens_per_s, takers_of
-from messages import PoolExport, Role, WorkerState, WorkerStatus
+from messages.kv_transfer import PoolExport
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 
 def worker(worker_id: str = "other", role: Role = Role.DECODE, host_id: str = "here", **fields: Any) -> WorkerStatus:

@@ -11,7 +11,7 @@ import pytest
 from decode_worker import local_prefill
 from decode_worker.worker import DecodeWorker
 from engine.sequence import Sequence
-from settings import QueueSettings, RedisSettings
+from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import ABORT
 from tests.conftest import OpenTestBroker
 from tests.scripted_cluster import Member, ScriptedCluster, expected_output, scripted_cluster, tokens_of

@@ -7,7 +7,11 @@ from decode_worker.output import take_over
 from decode_worker.running import Running
 from engine.continuation import sequence_of
 from engine.sampler import Sampled
-from messages import DecodeJob, FinishReason, GenerationRequest, KVHandle, Role, SamplingParams, TokenEvent
+from messages.job import DecodeJob
+from messages.kv_transfer import KVHandle
+from messages.request import GenerationRequest, SamplingParams
+from messages.token_event import FinishReason, TokenEvent
+from messages.worker_status import Role
 
 EOS = 7
 PROMPT = [5, 6]

@@ -19,7 +19,7 @@ from decode_worker.placement import (
     remote_workers,
 )
 from decode_worker.prefill_pace import PrefillPace
-from messages import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 LIMITS = Limits("auto", max_stall_s=0.040, max_prefill_s=0.250, token_budget=512)
 IDLE = Here(num_running=0, step_s=0.0, room=8, free_tokens=4000)

@@ -10,8 +10,10 @@ from decode_worker import pool as decode_pool
 from decode_worker.pool import open_pool
 from engine.kv_pool import KVLayout
 from engine.loading import LoadedModel
-from messages import DeviceError
-from settings import DecodeSettings, Settings, TransferSettings
+from errors import DeviceError
+from settings.kv import TransferSettings
+from settings.loading import Settings
+from settings.workers import DecodeSettings
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, block_size=16, head_dim=4, dtype=torch.float32)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decode_worker.shard_receiver import ShardReceiver
 from engine.tensor_parallel import Shard, kv_heads_of
+from errors import KVTransferFailed
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.copy_runs import BlockCut
 from kv_transfer.driver import Driver
@@ -21,7 +22,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed, PoolExport
+from messages.kv_transfer import PoolExport
 from tests.kv_transfer.test_cuda_ipc import Process
 
 NUM_BLOCKS, MAX_OFFERS = 6, 4

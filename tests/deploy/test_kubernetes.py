@@ -19,8 +19,9 @@ from api.key_gate import OPEN_PATHS
 from api.meters import ApiMeters
 from api.metrics import exposition
 from broker.keys import Keys
-from messages import Priority, Role
-from settings import Settings, load_settings
+from messages.request import Priority
+from messages.worker_status import Role
+from settings.loading import Settings, load_settings
 from tests.deploy.kustomization import Resource, build, containers, find, of_kind, pod_of
 
 ROOT = Path(__file__).parents[2]

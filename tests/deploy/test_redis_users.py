@@ -14,8 +14,10 @@ import redis
 
 from broker.client import open_broker
 from broker.keys import Keys
-from messages import Phase, Priority, Release
-from settings import QueueSettings, RedisSettings, StreamSettings
+from messages.job import Phase
+from messages.kv_transfer import Release
+from messages.request import Priority
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 from tests.broker.samples import make_decode_job, make_request
 from tests.secured_redis import ROLES, ROOT, SecuredRedis, make_secrets, secured_redis
 

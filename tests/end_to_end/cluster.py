@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 
 from broker.client import open_broker
-from messages import Role, WorkerState, WorkerStatus
-from settings import QueueSettings, RedisSettings, StreamSettings
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 90.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.model_files import resolve_model
-from settings import ModelSettings
+from settings.model import ModelSettings
 from tests.end_to_end.cluster import Cluster, running_cluster
 from tests.tiny_models import tiny_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from messages import Role
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from messages import STALLED_EXIT_CODE, Role
+from errors import STALLED_EXIT_CODE
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 PROMPT = "The history of the railway began"

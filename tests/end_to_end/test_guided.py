@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from bench.guided.proof import judge
-from messages import Role
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 from tests.hostile_grammars import HARMLESS, REFUSED
 

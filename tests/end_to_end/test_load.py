@@ -14,7 +14,8 @@ import pytest
 import redis.asyncio
 
 from broker.keys import Keys
-from messages import GenerationRequest, decode
+from messages.request import GenerationRequest
+from messages.wire import decode
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 NUM_BLOCKS = 400

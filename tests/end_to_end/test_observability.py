@@ -11,7 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from messages import Role
+from messages.worker_status import Role
 from observability.catalogue import METRICS, exposed_names
 from tests.end_to_end.cluster import Cluster, free_port, running_cluster, wait_until
 from tests.end_to_end.otlp_collector import Collector, Span, otlp_collector

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from broker.request_log import Append
-from messages import FinishReason
+from messages.token_event import FinishReason
 from tests.broker.samples import ABORT
 from tests.end_to_end.test_workers import PROMPT, Play, play
 from tests.scripted_cluster import Member, ScriptedCluster, expected_output, tokens_of

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from messages import Role
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 
 NUM_WAITING = 6

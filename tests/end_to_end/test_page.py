@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from api.key_file import Scope
-from messages import Role
+from messages.worker_status import Role
 from tests.api.keys import KeyFile
 from tests.end_to_end.browser import PATIENCE_MS, Visit, running_browser
 from tests.end_to_end.cluster import Cluster, free_port, running_cluster, wait_until

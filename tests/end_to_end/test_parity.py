@@ -10,7 +10,7 @@ from engine.generator import Generator
 from engine.kv_pool import KVLayout, KVPool
 from engine.model_runner import ModelRunner
 from engine.weights import load_model
-from messages import SamplingParams
+from messages.request import SamplingParams
 from tests.end_to_end.cluster import Cluster
 
 PROMPTS = [[100 + 7 * place + number for place in range(3 + 29 * number)] for number in range(6)]

@@ -17,8 +17,8 @@ from redis.crc import key_slot
 from broker.client import open_broker
 from broker.keys import Keys
 from broker.relay import RelayReader
-from messages import FinishReason, TokenEvent
-from settings import QueueSettings, RedisSettings, StreamSettings
+from messages.token_event import FinishReason, TokenEvent
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
 from tests.end_to_end.cluster import wait_until
 from tests.scripted_cluster import ScriptedCluster, expected_output, scripted_cluster, tokens_of
 

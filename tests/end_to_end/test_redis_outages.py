@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cli.embedded_redis import redis_command
-from messages import STALLED_EXIT_CODE
+from errors import STALLED_EXIT_CODE
 from tests.conftest import RedisServer
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 

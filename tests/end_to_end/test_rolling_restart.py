@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from messages import Role
+from messages.worker_status import Role
 from tests.end_to_end.cluster import free_port, running_cluster, wait_until
 
 NUM_CLIENTS = 2  # of either kind

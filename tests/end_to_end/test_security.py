@@ -15,7 +15,8 @@ import pytest
 
 from api.key_file import ApiKey, Scope, add_key, hash_of, new_key
 from broker.keys import Keys
-from messages import Role, WorkerStatus, decode
+from messages.wire import decode
+from messages.worker_status import Role, WorkerStatus
 from tests.end_to_end.cluster import Cluster, wait_until
 from tests.secured_redis import ROLES, SecuredRedis, secured_redis
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 
-from messages import Role
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 from tests.tiny_models import greedy, tiny_model, tiny_runner
 

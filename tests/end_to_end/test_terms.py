@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from engine.sequence import Sequence
-from messages import FinishReason, Priority
-from settings import QueueSettings, RedisSettings
+from messages.request import Priority
+from messages.token_event import FinishReason
+from settings.broker import QueueSettings, RedisSettings
 from tests.conftest import OpenTestBroker
 from tests.scripted_cluster import ScriptedCluster, expected_output, scripted_cluster, tokens_of
 

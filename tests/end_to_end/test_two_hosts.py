@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from messages import Role, TransferCount
+from messages.kv_transfer import TransferCount
+from messages.worker_status import Role
 from tests.end_to_end.cluster import Cluster, running_cluster, wait_until
 from tests.tiny_models import greedy, tiny_model, tiny_runner
 

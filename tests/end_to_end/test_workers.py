@@ -13,21 +13,15 @@ import pytest
 from broker.request_log import Taken
 from decode_worker.batch import IDLE_WAIT_S
 from engine.sequence import Sequence
+from errors import KVTransferFailed
 from kv_transfer.seal import Seal
-from messages import (
-    DecodeJob,
-    FinishReason,
-    KVHandle,
-    KVTransferFailed,
-    Phase,
-    PrefillJob,
-    Priority,
-    TokenEvent,
-    decode,
-    encode,
-)
+from messages.job import DecodeJob, Phase, PrefillJob
+from messages.kv_transfer import KVHandle
+from messages.request import Priority
+from messages.token_event import FinishReason, TokenEvent
+from messages.wire import decode, encode
 from observability.catalogue import FENCED, PREEMPTED
-from settings import QueueSettings, RedisSettings
+from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import ABORT, make_request
 from tests.conftest import OpenTestBroker
 from tests.scripted_cluster import Member, ScriptedCluster, expected_output, scripted_cluster, tokens_of

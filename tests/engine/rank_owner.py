@@ -7,8 +7,10 @@ from engine.kv_pool import KVPool
 from engine.loading import load
 from engine.model_runner import ModelRunner
 from engine.ranks import Ranks
-from messages import Role
-from settings import KVSettings, ModelSettings, Settings
+from messages.worker_status import Role
+from settings.kv import KVSettings
+from settings.loading import Settings
+from settings.model import ModelSettings
 from tests.tiny_models import prefill_all, sequences_for
 
 

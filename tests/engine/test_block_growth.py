@@ -7,8 +7,8 @@ import pytest
 from engine.block_allocator import OutOfBlocks
 from engine.block_growth import BlockGrowth, first_blocks, growth_of
 from engine.block_space import BlockSpace
-from messages import DeviceError
-from settings import KVSettings
+from errors import DeviceError
+from settings.kv import KVSettings
 
 
 class Memory:

@@ -4,7 +4,7 @@ import pytest
 
 from engine.decode_rows import DecodeRows
 from engine.sequence import Sequence
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 
 def sequence(num_tokens: int, blocks: list[int], num_computed: int | None = None) -> Sequence:

@@ -24,7 +24,8 @@ from engine.model_runner import PrefillChunk
 from engine.sampler import Sampled, SamplingRow, sample
 from engine.sequence import Sequence
 from engine.stopping import finish_reason
-from messages import FinishReason, SamplingParams
+from messages.request import SamplingParams
+from messages.token_event import FinishReason
 from tests.tiny_models import prompts as tiny_prompts
 from tests.tiny_models import tiny_model, tiny_runner, transformers_greedy
 

@@ -11,9 +11,9 @@ import torch
 from engine.gguf_codes import CodesFile, codes_of_blocks, reordered, write_codes
 from engine.gguf_conversion import pair_halves
 from engine.weights import load_model
+from errors import ConfigError
 from kernels import cpu_build, panels
 from kernels.panels import Kind
-from messages import ConfigError
 from tests.tiny_models import tiny_model
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from engine.gpu_memory import MemoryReading, MemoryShare, pool_blocks
-from messages import DeviceError
+from errors import DeviceError
 
 GIB = 1 << 30
 # 80 GiB; 20 in use after the step, 16 of it our tensors; the step took 3 on top.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine import gpu_sampler, sampler
 from engine.sampler import SamplingRow, select_sampler
-from messages import SamplingParams
+from messages.request import SamplingParams
 from tests.sampling_rows import KINDS, assert_same_choices, logits_of, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # numpy's word, in the interpreter

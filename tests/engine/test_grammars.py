@@ -21,8 +21,10 @@ from engine.generator import GeneratedSequence, Generator
 from engine.grammars import Grammars
 from engine.model_runner import ModelRunner
 from engine.sequence import Sequence
+from errors import InvalidRequest, WorkerFailed
 from grammar import compile_grammar
-from messages import FinishReason, Grammar, InvalidRequest, SamplingParams, WorkerFailed
+from messages.request import Grammar, SamplingParams
+from messages.token_event import FinishReason
 from tests.hostile_grammars import REFUSED
 from tests.tiny_models import END_OF_TEXT, IM_END, VOCAB_SIZE, tiny_model, tiny_runner
 

@@ -10,7 +10,7 @@ from engine.logprobs import top_logprobs
 from engine.model_runner import LISTED_ROWS, ModelRunner, PrefillChunk
 from engine.penalties import SamplingRow
 from engine.sequence import Sequence
-from messages import SamplingParams
+from messages.request import SamplingParams
 from tests.tiny_models import _oracle, prefill_all, prompts, sequences_for, tiny_model, tiny_runner
 
 PROMPTS = prompts(count=3, longest=2 * LISTED_ROWS + 11)

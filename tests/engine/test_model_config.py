@@ -10,7 +10,7 @@ import torch
 from engine.families import Residual
 from engine.model_config import ModelConfig, RewardHead, TensorNames
 from engine.rope_scaling import RopeScaling
-from messages import ModelError
+from errors import ModelError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

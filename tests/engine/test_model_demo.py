@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from engine.model_files import resolve_model
 from engine.model_runner import ModelRunner
-from settings import ModelSettings
+from settings.model import ModelSettings
 from tests.tiny_models import greedy, tiny_runner
 
 pytestmark = pytest.mark.timeout(400)

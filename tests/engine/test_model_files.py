@@ -11,8 +11,8 @@ import pytest
 
 from engine import gguf_conversion
 from engine.model_files import resolve_model
-from messages import ModelError
-from settings import ModelSettings
+from errors import ModelError
+from settings.model import ModelSettings
 from tests.tiny_models import tiny_model
 
 
@@ -155,7 +155,7 @@ def test_an_unwritable_cache(gguf_file: Path, tmp_path: Path) -> None:
 def test_resolving_imports_no_torch(tmp_path: Path) -> None:
     """The launcher resolves models; it must stay small."""
     code = (
-        "import json, sys; from settings import ModelSettings; from engine.model_files import resolve_model;"
+        "import json, sys; from settings.model import ModelSettings; from engine.model_files import resolve_model;"
         "path = resolve_model(ModelSettings(path=sys.argv[1]), print);"
         "print(json.dumps([str(path), 'torch' in sys.modules, 'transformers' in sys.modules]))"
     )

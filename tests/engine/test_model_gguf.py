@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from engine.gguf_conversion import convert_gguf, pair_halves
-from messages import ModelError
+from errors import ModelError
 from tests.tiny_models import IM_END, greedy, prompts, tiny_model, tiny_runner, transformers_greedy
 
 GGUF_NAMES = {

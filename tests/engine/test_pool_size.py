@@ -11,8 +11,9 @@ from engine.kv_pool import KVLayout
 from engine.model import Model
 from engine.pool_size import num_blocks_of
 from engine.weights import load_model
-from messages import ConfigError, Role
-from settings import Settings, load_settings
+from errors import ConfigError
+from messages.worker_status import Role
+from settings.loading import Settings, load_settings
 from tests.tiny_models import tiny_model
 
 MIB = 1 << 20

@@ -16,10 +16,12 @@ from engine.loading import load
 from engine.model import Model
 from engine.quantization import Quantization, WeightFormat
 from engine.weights import load_model
+from errors import ModelError
 from kernels.ops import PrefillMeta, plain_ops
 from kernels.quantized_linear import weight_only_linear
-from messages import ModelError, Role
-from settings import ModelSettings, Settings
+from messages.worker_status import Role
+from settings.loading import Settings
+from settings.model import ModelSettings
 from tests.quantized_models import CONFIGS, awq_config, compressed_config, gptq_config, quantized_model
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from engine.loading import load
 from engine.model_runner import ModelRunner
 from engine.ranks import ROOT, Ranks
 from engine.step import DecodeStep
-from messages import ConfigError, DeviceError, RankLost, Role
+from errors import ConfigError, DeviceError, RankLost
+from messages.worker_status import Role
 from tests.engine.rank_owner import runner_with, settings_for
 from tests.tiny_models import greedy, prefill_all, prompts, sequences_for, tiny_model, tiny_runner
 

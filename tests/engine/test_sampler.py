@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.philox import gumbel, random_words
 from engine.sampler import Sampled, SamplingRow, choice_seed, is_greedy, sample
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 EOS = 2
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.sequence import Sequence
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 
 def test_prompt_and_output_are_told_apart() -> None:

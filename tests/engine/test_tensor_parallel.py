@@ -23,7 +23,7 @@ from engine.process_group import GroupCommunicator
 from engine.step import PrefillStep, Step
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, Shard, SingleRank
 from engine.weights import load_model
-from messages import ConfigError
+from errors import ConfigError
 from tests.tiny_models import CUTTABLE, greedy, prefill_all, prompts, sequences_for, tiny_model, tiny_runner
 
 CPU = torch.device("cpu")

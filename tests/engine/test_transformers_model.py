@@ -16,8 +16,8 @@ from engine.model_runner import ModelRunner, PrefillChunk
 from engine.tensor_parallel import WHOLE, Shard
 from engine.transformers_model import _window_of, load_transformers_model
 from engine.weights import load_model
-from messages import ConfigError, ModelError
-from settings import load_settings
+from errors import ConfigError, ModelError
+from settings.loading import load_settings
 from tests.tiny_models import FOREIGN, greedy, prefill_all, prompts, sequences_for, tiny_model, transformers_greedy
 
 CPU = torch.device("cpu")

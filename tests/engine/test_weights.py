@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.model import Model
 from engine.tensor_names import wqkv_rows
 from engine.weights import load_model
-from messages import ModelError
+from errors import ModelError
 from tests.tiny_models import sharded, tiny_model
 
 CPU = torch.device("cpu")

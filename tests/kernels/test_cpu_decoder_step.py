@@ -21,7 +21,7 @@ from engine.sequence import Sequence
 from engine.step import DecodeStep, PrefillStep
 from kernels import cpu_build
 from kernels.ops import cpu_ops, plain_ops
-from messages import SamplingParams
+from messages.request import SamplingParams
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 ROOT = Path(__file__).parents[2]
 

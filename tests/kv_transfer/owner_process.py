@@ -14,7 +14,7 @@ from kv_transfer.nixl_transport import NixlExporter
 from kv_transfer.pair_exporter import PairExporter
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from settings import LogSettings
+from settings.observability import LogSettings
 from telemetry import configure_logging
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.pair_puller import PairPuller
-from messages import KVHandle, KVTransferFailed, PoolExport
-from settings import LogSettings
+from messages.kv_transfer import KVHandle, PoolExport
+from settings.observability import LogSettings
 from telemetry import configure_logging
 
 

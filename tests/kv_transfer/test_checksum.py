@@ -6,14 +6,14 @@ import msgspec
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kernels import cpu_build
 from kernels.block_sums import CpuBlockSums
 from kv_transfer.checksum import BlockSummer, start_summer
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed
-from settings import TransferSettings
+from settings.kv import TransferSettings
 
 NUM_BLOCKS, BLOCK_BYTES = 8, 101
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cuda.bindings import driver as cuda
 
+from errors import DeviceError, KVTransferFailed
 from kernels.block_copy import reshard_blocks
 from kv_transfer.copy_runs import BlockCopies, BlockCut
 from kv_transfer.cuda_device import CudaDevice, CudaFailure
@@ -20,7 +21,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
-from messages import DeviceError, KVTransferFailed, PoolExport
+from messages.kv_transfer import PoolExport
 from tests.kv_transfer.fake_cuda import FakeCuda
 
 BLOCK_BYTES, NUM_BLOCKS = 5003, 16

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed, PoolExport
+from messages.kv_transfer import PoolExport
 
 BLOCK_BYTES = 64
 

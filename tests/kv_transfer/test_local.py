@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import ConfigError, DeviceError
 from kv_transfer.local import start_driver
-from messages import ConfigError, DeviceError
-from settings import TransferSettings
+from settings.kv import TransferSettings
 from tests.kv_transfer.fake_cuda import FakeCuda
 
 CPU = torch.device("cpu")

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.copy_runs import whole_blocks
 from kv_transfer.host_copy import copy_on_host
 from kv_transfer.nixl_agent import NixlAgent
@@ -14,7 +15,6 @@ from kv_transfer.nixl_transport import NixlAddress, NixlPuller
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed
 from tests.kv_transfer.conftest import OwnerProcess
 
 SHAPE = (64, 5003)

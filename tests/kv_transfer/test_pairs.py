@@ -24,6 +24,7 @@ import pytest
 import torch
 from torch.distributed.distributed_c10d import ProcessGroupGloo, Store
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies, whole_blocks
 from kv_transfer.host import routable_address
 from kv_transfer.host_copy import copy_on_host
@@ -36,7 +37,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import DeviceError, KVHandle, KVTransferFailed, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 from tests.end_to_end.cluster import wait_until
 from tests.kv_transfer.conftest import OwnerProcess, ScriptProcess
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errors import KVTransferFailed
 from kv_transfer.pool_export import PoolHead, PoolShape, layout_digest, offer_digest
-from messages import KVTransferFailed
 
 SHAPE = PoolShape(epoch=77, block_bytes=5000, num_blocks=3, num_slots=10, layout_digest=layout_digest("layout"))
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer import published_sum
 from kv_transfer.checksum import BlockSummer
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle, KVTransferFailed
+from messages.kv_transfer import KVHandle
 
 NUM_BLOCKS, BLOCK_BYTES = 8, 101
 BLOCKS, TARGETS = [3, 6], [0, 1]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.offer_check import OfferGone
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.selection import Place
-from messages import KVHandle, KVTransferFailed, PoolExport, TransferCount
+from messages.kv_transfer import KVHandle, PoolExport, TransferCount
 
 HANDLE = KVHandle("t", "prefill-1", "pdq-far", 7, 0, 1, "layout", 20, [0, 1])
 EXPORT = PoolExport("prefill-1", "pdq-far", 7, "far", "cpu", 8, 4, {"nixl": b"", "gloo": b""})

@@ -6,9 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from errors import ConfigError
 from kv_transfer.seal import NotAuthentic, Seal, open_seal
-from messages import ConfigError, DecodeJob, KVHandle, PoolExport, Role, WorkerState, WorkerStatus, decode, encode
-from settings import TransferSettings
+from messages.job import DecodeJob
+from messages.kv_transfer import KVHandle, PoolExport
+from messages.wire import decode, encode
+from messages.worker_status import Role, WorkerState, WorkerStatus
+from settings.kv import TransferSettings
 
 SEAL = Seal(b"0123456789abcdef")
 HANDLE = KVHandle("t", "prefill-1", "pdq-p-0", 7, 3, 5, "layout", 33, [4, 0, 9], 2, True)

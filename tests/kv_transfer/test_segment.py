@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.segment import create_segment, open_segment, sweep_segments
-from messages import DeviceError, KVTransferFailed
 
 
 def test_a_new_segment_is_private_zeroed_reserved_and_locked(shm_directory: Path) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from kv_transfer.selection import Place, transports
-from messages import PoolExport
+from messages.kv_transfer import PoolExport
 
 ALL = {"cuda_ipc", "shared_memory", "nixl", "nccl", "gloo"}
 GPU_A, GPU_B, GPU_C = "GPU-a", "GPU-b", "GPU-c"

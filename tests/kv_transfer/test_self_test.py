@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import DeviceError, KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.segment import Segment
 from kv_transfer.self_test import self_test
 from kv_transfer.shared_memory import ShmDriver
-from messages import DeviceError, KVTransferFailed
 
 
 def pools_in_shm() -> list[str]:

@@ -14,12 +14,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from errors import DeviceError, KVTransferFailed, WireError
 from kv_transfer.copy_runs import BlockCopies, CopyRun, merge_runs, whole_blocks
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import DecodeJob, DeviceError, KVHandle, KVTransferFailed, WireError, decode, encode
+from messages.job import DecodeJob
+from messages.kv_transfer import KVHandle
+from messages.wire import decode, encode
 
 NUM_BLOCKS = 24
 BLOCK_BYTES = 5003  # odd, so that most blocks are not aligned

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 import torch
 
+from errors import KVTransferFailed
 from kv_transfer.copy_runs import BlockCopies
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment, sweep_segments
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVTransferFailed
 
 NUM_BLOCKS = 64
 BLOCK_BYTES = 5003

@@ -7,10 +7,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.status_board import StatusBoard
-from messages import ConfigError, Role
+from errors import ConfigError
+from messages.worker_status import Role
 from observability.catalogue import PREEMPTED
 from observability.listener import metrics_listener
-from settings import MetricsSettings
+from settings.observability import MetricsSettings
 from tests.end_to_end.cluster import free_port
 
 

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from messages import ConfigError
+from errors import ConfigError
 from observability.tracing import open_tracing, valid_traceparent
-from settings import TracingSettings, load_settings
+from settings.loading import load_settings
+from settings.observability import TracingSettings
 
 GOOD = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

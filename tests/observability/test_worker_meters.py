@@ -5,7 +5,7 @@ import time
 import pytest
 
 from broker.status_board import StatusBoard
-from messages import Role
+from messages.worker_status import Role
 from observability.worker_meters import RECENT_PHASES, RECENT_S, WorkerMeters
 from tests.broker.samples import make_request
 

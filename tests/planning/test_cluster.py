@@ -6,11 +6,11 @@ import statistics
 import pytest
 
 from bench.workload import Concurrency, Group, Periodic, Poisson
-from messages import ConfigError
+from errors import ConfigError
 from planning.cluster import Simulated, Size, simulate
 from planning.costs import StepCosts, Way
 from planning.load import Groups, Load
-from settings import Settings, load_settings
+from settings.loading import Settings, load_settings
 from tests.planning.simple_costs import At, costs_of, flat, per_token
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import ConfigError
+from errors import ConfigError
 from planning.costs import LEAST_S, Cost, Point, Surface, read_costs, write_costs
 from tests.planning.simple_costs import costs_of, flat, per_token
 

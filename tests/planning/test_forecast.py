@@ -6,7 +6,7 @@ from bench.report import Limits
 from planning.cluster import Size
 from planning.costs import Way
 from planning.forecast import Bounds, Objective, nearest, recommended, search, sizes_by_total
-from settings import Settings
+from settings.loading import Settings
 from tests.planning.simple_costs import At, costs_of, per_token
 
 COSTS = costs_of(per_token(0.001), per_token(0.002), Way(0.01, 0.005, 1e-6, 0.001, 0.001, 1e-4))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.workload import Overrides, arrival_times, build_workload
-from messages import ConfigError
+from errors import ConfigError
 from planning.load import Groups, read_trace
 
 

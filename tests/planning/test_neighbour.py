@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from messages import StartupError
+from errors import StartupError
 from planning.neighbour import busy_neighbour
 from tests.tiny_models import tiny_model
 

@@ -2,7 +2,7 @@
 
 from planning.costs import check_costs
 from planning.measure import measure_steps, thread_counts
-from settings import load_settings
+from settings.loading import load_settings
 from tests.tiny_models import tiny_model
 
 

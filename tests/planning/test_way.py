@@ -10,7 +10,7 @@ from planning.cluster import Size, simulate
 from planning.costs import Point, StepCosts, Way
 from planning.load import Groups, Request
 from planning.way import ALONE, BESIDE, LONG, PHASES, SHORT, STREAMS, TOGETHER, shared_stretch, way_of
-from settings import Settings
+from settings.loading import Settings
 from tests.planning.simple_costs import costs_of
 
 POINTS = tuple(

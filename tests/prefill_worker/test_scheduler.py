@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import Priority
+from messages.request import Priority
 from prefill_worker.scheduler import Chunk, open_classes, plan_step
 
 

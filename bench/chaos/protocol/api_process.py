@@ -13,7 +13,9 @@ from broker.deadline import deadline_event, now_ms
 from broker.relay import RelayReader
 from broker.request_log import CancelIf
 from broker.subscription import Subscription
-from messages import FinishReason, GenerationRequest, QueueFull, TokenEvent
+from errors import QueueFull
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
 
 API_ID = "api-0"
 ABORTED = TokenEvent(finish_reason=FinishReason.ABORT)

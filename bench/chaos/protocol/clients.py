@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bench.chaos.protocol.api_process import API_ID, Client
 from bench.chaos.protocol.shape import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 from bench.chaos.protocol.world import World
-from messages import GenerationRequest, Priority, SamplingParams
+from messages.request import GenerationRequest, Priority, SamplingParams
 
 MAX_OPEN = 8  # requests at a time
 

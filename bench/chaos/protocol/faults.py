@@ -12,7 +12,7 @@ from bench.chaos.protocol.redis_server import Link
 from bench.chaos.protocol.shape import HEARTBEAT_S, LEASE_S
 from bench.chaos.protocol.workers import SimulatedWorker
 from bench.chaos.protocol.world import NUM_WORKERS, World
-from messages import Role
+from messages.worker_status import Role
 
 
 def leaps(_: World) -> Sequence[float]:

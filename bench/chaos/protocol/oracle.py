@@ -14,7 +14,11 @@ from bench.chaos.protocol.redis_server import Command, Link, SimulatedRedis
 from bench.chaos.protocol.toy_model import answer
 from broker.keys import GROUP, LOCAL, Keys
 from broker.scripts import load_script
-from messages import DeadlineExceeded, FinishReason, GenerationRequest, Role, TokenEvent, decode
+from errors import DeadlineExceeded
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from messages.wire import decode
+from messages.worker_status import Role
 
 _SCRIPTS = ("take", "append", "hand_over", "finish", "cancel", "heartbeat", "reclaim")
 

@@ -10,7 +10,7 @@ from bench.chaos.protocol.kinds import KINDS, pick
 from bench.chaos.protocol.oracle import Violation
 from bench.chaos.protocol.world import World
 from broker.keys import GROUP
-from messages import Role
+from messages.worker_status import Role
 
 SETTLE_S = 90.0  # of the cluster's time; longer means that something is lost
 MAX_EVENTS = 60_000

@@ -6,16 +6,10 @@ Everything is small, so that pools run dry and leases run out within a few event
 from dataclasses import dataclass
 from typing import Literal
 
-from settings import (
-    DecodeSettings,
-    KVSettings,
-    PrefillSettings,
-    QueueSettings,
-    RedisSettings,
-    Settings,
-    StreamSettings,
-    TransferSettings,
-)
+from settings.broker import QueueSettings, RedisSettings, StreamSettings
+from settings.kv import KVSettings, TransferSettings
+from settings.loading import Settings
+from settings.workers import DecodeSettings, PrefillSettings
 
 LEASE_S = 2.0
 HEARTBEAT_S = 0.4

@@ -14,7 +14,8 @@ from engine.model_runner import PrefillChunk
 from engine.sampler import Sampled, choice_seed
 from engine.sequence import Sequence
 from engine.stopping import finish_reason
-from messages import FinishReason, GenerationRequest
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason
 
 EOS_TOKEN_ID = 0
 VOCAB_SIZE = 23

@@ -19,7 +19,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.segment import Segment
 from kv_transfer.sender import KVSender
 from kv_transfer.shared_memory import ShmDriver
-from messages import KVHandle, PoolExport
+from messages.kv_transfer import KVHandle, PoolExport
 
 
 class PausingDriver(ShmDriver):

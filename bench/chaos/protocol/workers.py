@@ -28,9 +28,10 @@ from kv_transfer.host import host_id
 from kv_transfer.offers import Offer
 from kv_transfer.seal import Seal
 from kv_transfer.segment import sweep_segments
-from messages import DecodeJob, Role
+from messages.job import DecodeJob
+from messages.worker_status import Role
 from prefill_worker.worker import PrefillWorker
-from settings import Settings
+from settings.loading import Settings
 
 HOST_ID = host_id()
 

@@ -25,7 +25,7 @@ from bench.chaos.protocol.watched import Offered
 from bench.chaos.protocol.workers import SimulatedWorker
 from broker.client import Broker, assemble_broker
 from broker.keys import LOCAL, Keys
-from messages import Role
+from messages.worker_status import Role
 
 NUM_WORKERS = 2  # of each role
 

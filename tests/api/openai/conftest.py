@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from settings import RedisSettings, Settings
+from settings.broker import RedisSettings
+from settings.loading import Settings
 from tests.api.fake_cluster import settings_for
 
 TEMPLATE = (

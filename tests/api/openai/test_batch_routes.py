@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from settings import BatchSettings, Settings
+from settings.batch import BatchSettings
+from settings.loading import Settings
 from tests.api.fake_cluster import fake_cluster, run
 
 MAX_FILE_BYTES = 200_000

@@ -15,7 +15,7 @@ from api.errors import BadField
 from api.openai.chat_template import ChatTemplate, find_chat_template
 from api.openai.conversation import Conversation, read_conversation
 from api.openai.renderer import ChatRenderer
-from messages import ModelError, WorkerFailed
+from errors import ModelError, WorkerFailed
 from tests.api.fake_cluster import run
 from tests.api.openai.conftest import TEMPLATE
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from messages import FinishReason, GenerationRequest, TokenEvent
-from settings import Settings
+from messages.request import GenerationRequest
+from messages.token_event import FinishReason, TokenEvent
+from settings.loading import Settings
 from tests.api.fake_cluster import LOGPROB, FakeCluster, Script, fake_cluster, run, until
 
 TEXT = " AI refers to"

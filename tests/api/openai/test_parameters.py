@@ -11,8 +11,8 @@ from api.model_facts import GenerationDefaults
 from api.openai.parameters import Reading, chat_wanted, completion_wanted
 from api.openai.prompts import read_prompts
 from api.openai.unsupported import check_supported
-from messages import Grammar, OutputParams
-from settings import ApiSettings
+from messages.request import Grammar, OutputParams
+from settings.api import ApiSettings
 
 LIMITS = ApiSettings()
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from messages import PromptLogprob, Role, TokenEvent
-from settings import Settings
+from messages.token_event import PromptLogprob, TokenEvent
+from messages.worker_status import Role
+from settings.loading import Settings
 from tests.api.fake_cluster import fake_cluster, run, until
 from tests.api.keys import KeyFile
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.openai.tool_parser import Arguments, CallStart, Content, Delta, ToolParser
-from messages import ToolParams
+from messages.request import ToolParams
 
 HERMES = ToolParams("hermes", ("f", "get_weather"))
 LLAMA3 = ToolParams("llama3", ("f", "get_weather"))

@@ -14,8 +14,9 @@ from api.openai.tool_grammar import tool_grammar
 from api.openai.tool_parser import ToolParser
 from api.openai.tools import Style, read_tools
 from grammar import compile_grammar
-from messages import FinishReason, Grammar, ToolParams
-from settings import Settings
+from messages.request import Grammar, ToolParams
+from messages.token_event import FinishReason
+from settings.loading import Settings
 from tests.api.fake_cluster import FakeCluster, fake_cluster, run
 from tests.api.openai.test_chat_template import rendered
 from tests.api.openai.test_chunks import choice_of, chunks_of

@@ -21,7 +21,7 @@ from engine.sampler import SamplingRow, is_greedy, sample, to_sampled
 from kernels.gpu import logit_edit, sampling
 from kernels.gpu.sampling_inputs import SamplingInputs
 from kernels.softmax_mass import softmax_mass
-from messages import SamplingParams
+from messages.request import SamplingParams
 from tests.sampling_rows import KINDS, assert_same_choices, logits_of, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # numpy's word, in the interpreter

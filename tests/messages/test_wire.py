@@ -5,26 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import (
-    DecodeJob,
-    FinishReason,
-    GenerationRequest,
-    KVHandle,
-    Message,
-    OutputParams,
-    PrefillJob,
-    RelayedEvent,
-    RelayedEvents,
-    Release,
-    Role,
-    SamplingParams,
-    TokenEvent,
-    WireError,
-    WorkerState,
-    WorkerStatus,
-    decode,
-    encode,
-)
+from errors import WireError
+from messages.job import DecodeJob, PrefillJob
+from messages.kv_transfer import KVHandle, Release
+from messages.request import GenerationRequest, OutputParams, SamplingParams
+from messages.token_event import FinishReason, RelayedEvent, RelayedEvents, TokenEvent
+from messages.wire import Message, decode, encode
+from messages.worker_status import Role, WorkerState, WorkerStatus
 
 HANDLE = KVHandle("transfer", "worker", "pool", 2**63 - 1, 3, 4, "layout", 500, list(range(32)))
 SAMPLING = SamplingParams(seed=2**63 - 1, logit_bias={5: -100.0}, allowed_token_ids=(1, 2))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from messages import ConfigError
-from settings import Settings, load_settings
+from errors import ConfigError
+from settings.loading import Settings, load_settings
 
 
 def test_defaults_hold_without_an_environment() -> None:
