@@ -51,7 +51,7 @@ async def sweep(services: Services) -> None:
     broker = services.broker
     for request_id in await broker.readers.abandoned(SWEEP_COUNT):
         try:
-            request = await broker.requests.record(request_id)
+            request = await broker.request_reader.record(request_id)
         except WireError as error:
             log.error("record_undecodable", request_id=request_id, error=str(error))
             request = None

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from redis.exceptions import RedisError
 
+from broker.choice import SequenceLoad
 from broker.client import Broker
-from broker.request_log import SequenceLoad
 from messages.worker_status import Role, WorkerState, WorkerStatus
 from settings.api import ApiSettings
 from telemetry import get_logger
@@ -54,7 +54,7 @@ class ClusterView:
         # Half of the promised age, so that the answer keeps it even when the read itself is slow.
         max_age_s = settings.token_load_max_age_s / 2
         self._workers = _Cached(broker.registry.live, max_age_s)
-        self._loads = _Cached(broker.requests.loads, max_age_s)
+        self._loads = _Cached(broker.request_reader.loads, max_age_s)
         self._clock = clock
         # When each role was last seen filled. Long ago at first: before any worker was seen there is none to wait for.
         self._seen_at = dict.fromkeys(Role, float("-inf"))

@@ -240,7 +240,9 @@ class Generation:
         broker, request = self._services.broker, self.request
         if not await broker.readers.attach(request, self._services.api_id):
             raise UnknownRequest(f"request id {request.request_id!r} is not known")
-        events = await broker.requests.read_many({(request.request_id, choice): -1 for choice in range(request.n)})
+        events = await broker.request_reader.read_many(
+            {(request.request_id, choice): -1 for choice in range(request.n)}
+        )
         for choice, subscription in self._subscriptions.items():
             for index, event in events[request.request_id, choice]:
                 subscription.deliver(index, event, time.monotonic())

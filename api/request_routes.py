@@ -27,11 +27,11 @@ async def get_request(request: Request, request_id: str) -> Response:
     """How far the request is; once it has ended, its answer."""
     services = services_of(request)
     found = await _find(request, request_id)
-    log = services.broker.requests
-    progress = await log.progress(found)
+    reader = services.broker.request_reader
+    progress = await reader.progress(found)
     # After the progress: an end seen there is among the events read here.
     ended = {(request_id, choice): -1 for choice, state in enumerate(progress) if state.phase is None}
-    events = await log.read_many(ended)
+    events = await reader.read_many(ended)
     if not all(events.values()):
         raise _unknown(request_id)  # it has expired since it was found
     listed = [[event for _, event in events.get((request_id, choice), [])] for choice in range(found.n)]
@@ -61,7 +61,7 @@ async def cancel_request(request: Request, request_id: str) -> Response:
 
 async def _find(request: Request, request_id: str) -> GenerationRequest:
     """The request of that id, if it is its owner who asks. Raises UnknownRequest."""
-    found = await services_of(request).broker.requests.record(request_id)
+    found = await services_of(request).broker.request_reader.record(request_id)
     if found is None or found.owner != owner_of(request):
         raise _unknown(request_id)
     return found

@@ -12,7 +12,7 @@ from api.answers import body_of, score_body_of
 from api.frames import OutputToken
 from api.output import Output
 from api.services import Services
-from broker.request_log import ChoiceProgress
+from broker.choice import ChoiceProgress
 from errors import RequestError
 from messages.request import GenerationRequest
 from messages.token_event import FinishReason, TokenEvent

@@ -6,7 +6,7 @@ Pure. The formulas, with their reasons, are in docs/token_load.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.request_log import SequenceLoad
+from broker.choice import SequenceLoad
 from messages.job import Phase
 
 EXPECTED_GROWTH = 1.1  # a sequence is expected to grow to this multiple of its present output ...

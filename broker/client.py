@@ -28,6 +28,7 @@ from broker.master import Locate, locator
 from broker.reader_leases import ReaderLeases
 from broker.registry import Registry
 from broker.request_log import RequestLog
+from broker.request_reader import RequestReader
 from broker.retry import BoundedRetry, endless_retry
 from errors import BrokerError
 from messages.job import DecodeJob, PrefillJob
@@ -49,6 +50,7 @@ class Broker:
     queue_settings: QueueSettings
     stream_settings: StreamSettings
     requests: RequestLog
+    request_reader: RequestReader
     prefill_queue: JobQueue[PrefillJob]
     local_queue: LocalQueue
     decode_queue: JobQueue[DecodeJob]
@@ -88,6 +90,7 @@ def assemble_broker(
         queue_settings=queue,
         stream_settings=stream,
         requests=requests,
+        request_reader=RequestReader(client, keys),
         prefill_queue=JobQueue(client, blocking_client, keys, queue, Role.PREFILL, PrefillJob, refuse),
         local_queue=LocalQueue(client, blocking_client, keys, queue, refuse),
         decode_queue=JobQueue(client, blocking_client, keys, queue, Role.DECODE, DecodeJob, refuse),

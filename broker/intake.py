@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from broker.choice import Append, Taken
 from broker.client import Broker
 from broker.deadline import deadline_event, is_past, now_ms
 from broker.heartbeat import Heartbeat
 from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
-from broker.request_log import Append, Taken
 from errors import WireError
 from messages.job import DecodeJob, Phase, PrefillJob
 from messages.request import Priority
@@ -224,7 +224,7 @@ class Intake(Generic[JobT]):
         await self._end(claim, deadline_event(claim.taken.request))
 
     async def _end(self, claim: AnyClaim, event: TokenEvent) -> None:
-        index = len(await self._broker.requests.read(*claim.key))
+        index = len(await self._broker.request_reader.read(*claim.key))
         (accepted,) = await self._broker.requests.append([claim.next_event(event, index)])
         await (self.done(claim) if accepted else self.lost(claim))
 

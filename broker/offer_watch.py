@@ -74,7 +74,7 @@ class OfferWatch:
                 if is_past(offer.request, now_ms(), self._clock_tolerance_s):
                     event = deadline_event(offer.request)
                     await self._broker.requests.finish(*offer.key, event, offer.request.api_id or None)
-            states = await self._broker.requests.states([offer.key for offer in offers])
+            states = await self._broker.request_reader.states([offer.key for offer in offers])
             for offer, state in zip(offers, states, strict=True):
                 if state.finished or state.hop > offer.hop:
                     self._close(offer.transfer_id)

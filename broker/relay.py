@@ -31,7 +31,7 @@ class RelayReader:
     """One per API process; `run` is its task."""
 
     def __init__(self, broker: Broker, api_id: str) -> None:
-        self._requests = broker.requests
+        self._reader = broker.request_reader
         self._redis: Redis = broker.blocking_redis
         self._key = broker.keys.relay(api_id)
         self._recheck_s = broker.stream_settings.recheck_s
@@ -134,7 +134,7 @@ class RelayReader:
         # What comes while we read says nothing of a record that was not there before: it may just have been created.
         was_seen = [each.is_seen for each in due]
         # First whether it has ended, then what it says: an end seen here is among the events read after.
-        states = await self._requests.states([(each.request_id, each.choice) for each in due])
+        states = await self._reader.states([(each.request_id, each.choice) for each in due])
         positions: dict[tuple[str, int], int] = {}
         for each in due:
             place = (each.request_id, each.choice)
@@ -167,13 +167,13 @@ class RelayReader:
     ) -> dict[tuple[str, int], list[tuple[int, TokenEvent]] | None]:
         """What was published after the positions; None for a choice of which something cannot be read."""
         try:
-            return {**await self._requests.read_many(positions)}
+            return {**await self._reader.read_many(positions)}
         except WireError:
             pass
         events: dict[tuple[str, int], list[tuple[int, TokenEvent]] | None] = {}
         for place, after in positions.items():
             try:
-                events[place] = await self._requests.read(*place, after)
+                events[place] = await self._reader.read(*place, after)
             except WireError as error:  # of this one alone: the others are not to wait for ever behind it
                 log.error("event_undecodable", member=member_of(*place), error=str(error))
                 events[place] = None

@@ -14,8 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from broker.choice import SequenceLoad
 from broker.client import Broker, open_broker
-from broker.request_log import SequenceLoad
 from cli.options import RedisUrlFlag, settings_from
 from messages.job import Phase
 from messages.request import Priority
@@ -63,7 +63,10 @@ async def _show(settings: Settings, watch: bool) -> None:
 async def read_cluster(broker: Broker) -> ClusterState:
     """The cluster as of now."""
     workers, prefill_depths, decode_depths, loads = await asyncio.gather(
-        broker.registry.live(), broker.prefill_queue.depths(), broker.decode_queue.depths(), broker.requests.loads()
+        broker.registry.live(),
+        broker.prefill_queue.depths(),
+        broker.decode_queue.depths(),
+        broker.request_reader.loads(),
     )
     return ClusterState(workers, prefill_depths, decode_depths, loads)
 

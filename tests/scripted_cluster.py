@@ -252,14 +252,14 @@ class ScriptedCluster:
         return request_id
 
     async def events(self, request_id: str, choice: int = 0) -> list[TokenEvent]:
-        return [event for _, event in await self.broker.requests.read(request_id, choice)]
+        return [event for _, event in await self.broker.request_reader.read(request_id, choice)]
 
     async def ended(self, request_id: str, choice: int = 0, deadline_s: float = 15) -> list[TokenEvent]:
         """Every event, once the terminal one is there; indexes are contiguous from 0."""
         give_up = time.monotonic() + deadline_s
         while True:
             self.check()
-            numbered = await self.broker.requests.read(request_id, choice)
+            numbered = await self.broker.request_reader.read(request_id, choice)
             if numbered and numbered[-1][1].finish_reason is not None:
                 assert [index for index, _ in numbered] == list(range(len(numbered)))
                 assert all(event.finish_reason is None for _, event in numbered[:-1])
@@ -289,7 +289,7 @@ class ScriptedCluster:
             used = [worker.space.num_used for worker in alive]
             queues = self.broker.prefill_queue, self.broker.decode_queue, self.broker.local_queue
             depths = [await queue.depth() for queue in queues]
-            if not any(used) and not any(depths) and not await self.broker.requests.loads():
+            if not any(used) and not any(depths) and not await self.broker.request_reader.loads():
                 for worker in alive:
                     worker.space.check_integrity()
                 return

@@ -231,7 +231,7 @@ class ChaosCluster:
             busy_blocks=sum(worker.num_blocks - worker.free_blocks for worker in ready),
             missing_workers=max(0, len(pids) - len(ready)) + sum(not member.pid for member in self.members),
             queued_jobs=sum([await queue.depth() for queue in queues]),
-            active_choices=len(await broker.requests.loads()),
+            active_choices=len(await broker.request_reader.loads()),
             extra_segments=len(list(self.shm.iterdir())) - num_pools,
         )
 

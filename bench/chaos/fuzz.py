@@ -143,7 +143,7 @@ class Readers:
         try:
             decode(data, kind)
         except WireError:
-            assert await self.broker.requests.is_finished(request.request_id, 0), "its request has no end"
+            assert await self.broker.request_reader.is_finished(request.request_id, 0), "its request has no end"
 
     async def reset(self) -> None:
         """Forget all of it."""

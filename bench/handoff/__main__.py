@@ -38,7 +38,7 @@ async def beside(cluster: HandoffCluster, prompt_tokens: int, count: int, stream
         await cluster.ended(await cluster.send(prompt_tokens, 2))
         await asyncio.sleep(0.1)
     for request_id in running:
-        request = await cluster.broker.requests.record(request_id)
+        request = await cluster.broker.request_reader.record(request_id)
         assert request is not None
         from broker.deadline import deadline_event
 

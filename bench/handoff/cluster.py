@@ -108,7 +108,7 @@ class HandoffCluster:
     async def ended(self, request_id: str, within_s: float = 120.0) -> None:
         """Wait. Raises BenchFailed."""
         give_up = time.monotonic() + within_s
-        while not await self.broker.requests.is_finished(request_id, 0):
+        while not await self.broker.request_reader.is_finished(request_id, 0):
             if time.monotonic() > give_up:
                 raise BenchFailed(f"{request_id} does not end; the workers' logs are in {self.folder}")
             await asyncio.sleep(0.005)

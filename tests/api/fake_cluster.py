@@ -13,8 +13,8 @@ from api.app import create_app
 from api.cancellation import end_tasks
 from api.server import new_server
 from api.services import Services, open_services
+from broker.choice import Append, Taken
 from broker.keys import GROUP
-from broker.request_log import Append, Taken
 from broker.scripts import load_script
 from messages.job import Phase, PrefillJob
 from messages.request import GenerationRequest
@@ -162,7 +162,7 @@ class FakeCluster:
         return body
 
     async def last_event(self, request_id: str, choice: int = 0) -> TokenEvent | None:
-        events = await self.broker.requests.read(request_id, choice)
+        events = await self.broker.request_reader.read(request_id, choice)
         return events[-1][1] if events else None
 
     @contextlib.asynccontextmanager

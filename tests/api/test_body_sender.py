@@ -5,7 +5,7 @@ import json
 import socket
 
 from api.server import new_server
-from broker.request_log import Append
+from broker.choice import Append
 from messages.job import Phase
 from messages.token_event import FinishReason, TokenEvent
 from settings.loading import Settings

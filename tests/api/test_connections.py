@@ -96,7 +96,7 @@ def test_a_client_that_leaves_ends_every_choice(settings: Settings, path: str, n
 
             await until(is_aborted, 2)
             assert cluster.services.relay.num_subscriptions == 0
-            assert await cluster.broker.requests.loads() == []
+            assert await cluster.broker.request_reader.loads() == []
 
     run(main())
 
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_while_its_job_is_queued_ends_it(settings: Settings
             await closed(writer)
 
             async def is_finished() -> bool:
-                return await cluster.broker.requests.is_finished("leaver", 0)
+                return await cluster.broker.request_reader.is_finished("leaver", 0)
 
             await until(is_finished, 2)
 
@@ -240,7 +240,7 @@ def test_a_resumable_stream_that_outlives_the_drain_ends_cleanly_and_goes_on_els
                         begun = await anext(chunks)
                     assert begun.startswith(b"id: 0\ndata:")
                     assert [chunk async for chunk in chunks] == []  # the end of a whole answer, with no error before it
-            assert not await workers.broker.requests.is_finished("long", 0)
+            assert not await workers.broker.request_reader.is_finished("long", 0)
             gate.opened.set()
             answer = await workers.client.get("/requests/long/stream", headers={"Last-Event-ID": "0"})
             assert answer.content.startswith(b"id: 1\ndata:") and b'"finished":true' in answer.content

@@ -165,7 +165,7 @@ def test_the_record_knows_its_owner(settings: Settings, keys: KeyFile) -> None:
             for owner in ("alice", "root"):
                 answer = await cluster.post("/generate", PROMPT, headers=keys.bearer(owner) | {"X-Request-Id": owner})
                 assert answer.status_code == 200
-                record = await cluster.broker.requests.record(owner)
+                record = await cluster.broker.request_reader.record(owner)
                 assert record is not None and record.owner == owner
 
     run(main())
@@ -177,7 +177,7 @@ def test_without_keys_all_is_open(settings: Settings) -> None:
             cluster.script = cluster.length_script(" AI")
             answer = await cluster.post("/generate", PROMPT, headers={"X-Request-Id": "x", "X-API-Key": "whatever"})
             assert answer.status_code == 200
-            record = await cluster.broker.requests.record("x")
+            record = await cluster.broker.request_reader.record("x")
             assert record is not None and record.owner == ""
             assert (await cluster.client.get("/metrics")).status_code == 200
 

@@ -165,7 +165,7 @@ def test_the_api_ends_a_request_whose_time_is_over(settings: Settings) -> None:
             frames = [line for line in answer.text.split("\n\n") if line]
             assert answer.status_code == 200
             assert len(frames) == 2 and told in frames[1] and '"error"' in frames[1]
-            assert await cluster.broker.requests.is_finished("stream", 0)
-            assert await cluster.broker.requests.loads() == []
+            assert await cluster.broker.request_reader.is_finished("stream", 0)
+            assert await cluster.broker.request_reader.loads() == []
 
     run(main())

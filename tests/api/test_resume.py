@@ -11,7 +11,7 @@ import pytest
 
 from api.attendance import attend
 from api.services import running
-from broker.request_log import Append
+from broker.choice import Append
 from messages.job import Phase
 from messages.request import GenerationRequest, SamplingParams
 from messages.token_event import FinishReason, TokenEvent
@@ -40,7 +40,7 @@ async def resume(cluster: FakeCluster, request_id: str, after: int) -> httpx.Res
 
 
 async def is_finished(cluster: FakeCluster, request_id: str) -> bool:
-    return await cluster.broker.requests.is_finished(request_id, 0)
+    return await cluster.broker.request_reader.is_finished(request_id, 0)
 
 
 def with_stream(settings: Settings, **changes: Any) -> Settings:
@@ -131,7 +131,7 @@ def test_a_stop_that_a_dead_process_saw_but_did_not_tell(settings: Settings) -> 
             headers = IDS | {"X-Request-Id": "undisturbed"}
             undisturbed = split((await first.post("/generate_stream", asking(**parameters), headers=headers)).content)
             await first.stop()
-            told = await first.broker.requests.record("undisturbed")
+            told = await first.broker.request_reader.record("undisturbed")
             assert told is not None
             # The same request, of which nobody told Redis that it is over: the workers go on beyond the stop.
             request = GenerationRequest(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.token_load import expected_output, past_future_peak, token_load
-from broker.request_log import Append, SequenceLoad
+from broker.choice import Append, SequenceLoad
 from messages.job import DecodeJob, Phase, PrefillJob
 from messages.kv_transfer import KVHandle
 from messages.request import GenerationRequest, SamplingParams

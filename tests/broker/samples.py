@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from broker.choice import Append, Taken
 from broker.client import Broker
 from broker.job_queue import QueueEntry
-from broker.request_log import Append, Taken
 from broker.subscription import Subscription
 from messages.job import DecodeJob, Phase, PrefillJob
 from messages.kv_transfer import KVHandle

@@ -233,7 +233,7 @@ def test_the_script_and_the_rule_agree(
                 await broker.requests.create(make_request("new", num_choices, priority=priority), room=room)
             except Refused as refused:
                 found = refused.reason
-                assert await broker.requests.record("new") is None
+                assert await broker.request_reader.record("new") is None
             assert found is expected
 
     asyncio.run(main())

@@ -107,7 +107,7 @@ def test_the_broker_runs_on_fakeredis() -> None:
         retaken = await broker.requests.take(decode_entry.job, Phase.DECODING)
         assert retaken is not None and len(retaken.events) == 1
         assert await broker.requests.append([make_append(retaken, 1, STOP)]) == [True]
-        assert [load.choice for load in await broker.requests.loads()] == [1]
+        assert [load.choice for load in await broker.request_reader.loads()] == [1]
         assert await broker.registry.live() == []
         await client.aclose()
 

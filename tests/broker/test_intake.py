@@ -91,8 +91,10 @@ def test_a_record_that_cannot_be_read_ends_its_choice_and_nobody_else(
                 left: Any = await broker.redis.xrange(broker.keys.prefill_queue())
                 assert [entry_id for entry_id, _ in left] == [claim.entry.entry_id]
                 assert heartbeat.held() == {(broker.keys.prefill_queue(), claim.entry.entry_id)}
-            assert await broker.requests.is_finished("record", 0) and await broker.requests.is_finished("tokens", 0)
-            ((_, event),) = await broker.requests.read("record", 0)
+            assert await broker.request_reader.is_finished("record", 0) and await broker.request_reader.is_finished(
+                "tokens", 0
+            )
+            ((_, event),) = await broker.request_reader.read("record", 0)
             assert event.error_status == 500 and "are versions mixed?" in event.error
 
     asyncio.run(main())

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.choice import Taken
 from broker.client import Broker, open_broker
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP
 from broker.relay import RelayReader
-from broker.request_log import Taken
 from errors import QueueFull
 from messages.job import DecodeJob, Phase, PrefillJob
 from messages.request import Priority
@@ -140,14 +140,14 @@ class Cluster:
             assert accepted or not is_owner
             if is_owner:
                 self.model.epochs[place] += 1
-            state = (await self.broker.requests.states([place]))[0]
+            state = (await self.broker.request_reader.states([place]))[0]
             assert state.epoch == self.model.epochs[place]
 
     async def give_up(self, number: int) -> None:
         claim = self.pick(number)
         if claim is not None:
             place = (claim.taken.request.request_id, claim.taken.choice)
-            (state,) = await self.broker.requests.states([place])
+            (state,) = await self.broker.request_reader.states([place])
             is_stale = state.finished or claim.entry.job.hop < state.hop
             assert await self.broker.requests.ack_if_stale(claim.entry) == is_stale
 
@@ -179,7 +179,7 @@ class Cluster:
 
     async def check(self) -> None:
         for place, expected in self.model.events.items():
-            events = await self.broker.requests.read(*place)
+            events = await self.broker.request_reader.read(*place)
             assert [index for index, _ in events] == list(range(len(expected)))
             assert [event for _, event in events] == expected
             assert [event.finish_reason is not None for event in expected] == [False] * (len(expected) - 1) + [True]
@@ -187,7 +187,7 @@ class Cluster:
 
 
 async def check_nothing_left(broker: Broker) -> None:
-    assert await broker.requests.loads() == []
+    assert await broker.request_reader.loads() == []
     assert await broker.redis.exists(broker.keys.active_sizes(), broker.keys.active_phases()) == 0
     for role in Role:
         for key in broker.keys.queues(role):
@@ -286,13 +286,15 @@ def test_concurrent_mortal_workers_lose_and_repeat_nothing(open_test_broker: Ope
 
                 async def is_done() -> bool:
                     depths = [await queue.depth() for queue in (broker.prefill_queue, broker.decode_queue)]
-                    return depths == [0, 0] and all(state.finished for state in await broker.requests.states(places))
+                    return depths == [0, 0] and all(
+                        state.finished for state in await broker.request_reader.states(places)
+                    )
 
                 await eventually(is_done, within_s=60)
                 stop.set()
                 for place, subscription in subscriptions.items():
                     received = list(enumerate(await take_all(subscription)))
-                    assert received == await broker.requests.read(*place)
+                    assert received == await broker.request_reader.read(*place)
                     assert [index for index, _ in received] == list(range(len(received)))
                     assert sum(event.finish_reason is not None for _, event in received) == 1
                     epochs = [(event.token_id or 0) // 1000 for _, event in received[:-1]]

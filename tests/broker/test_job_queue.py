@@ -160,7 +160,7 @@ def test_an_unreadable_job_ends_its_choice_with_an_error(open_test_broker: OpenT
             await broker.redis.xadd(key, {"id": "r:0", "job": encode(PrefillJob("r", 0, 1))})
             assert [entry.job.request_id for entry in await queue.take("w", 5)] == ["r"]
             assert (await queue.depth(), await num_pending(broker)) == (1, 1)
-            ((_, event),) = await broker.requests.read("request", 0)
+            ((_, event),) = await broker.request_reader.read("request", 0)
             assert (event.finish_reason, event.error_status) == (FinishReason.ERROR, 500)
 
     asyncio.run(main())

@@ -135,10 +135,10 @@ def test_cancel_ends_what_has_not_ended_and_fences(open_test_broker: OpenTestBro
             assert await broker.requests.cancel(make_request(n=3), ABORT) == []
             assert await broker.requests.append([make_append(first, 1)]) == [False]
             assert await broker.requests.take(PrefillJob("request", 2, 1), Phase.PREFILLING) is None
-            assert [event for _, event in await broker.requests.read("request", 0)][1:] == [ABORT]
-            assert await broker.requests.read("request", 1) == [(0, STOP)]
-            assert await broker.requests.read("request", 2) == [(0, ABORT)]
-            assert await broker.requests.loads() == []
+            assert [event for _, event in await broker.request_reader.read("request", 0)][1:] == [ABORT]
+            assert await broker.request_reader.read("request", 1) == [(0, STOP)]
+            assert await broker.request_reader.read("request", 2) == [(0, ABORT)]
+            assert await broker.request_reader.loads() == []
             assert await broker.requests.cancel(make_request("never-was"), ABORT) == []
             # Every key of the request goes by itself.
             keys: list[Any] = await broker.redis.keys(f"{broker.keys.prefix}:{{request}}:*")
@@ -157,7 +157,7 @@ def test_cancel_knows_its_own_repeat(open_test_broker: OpenTestBroker, monkeypat
             monkeypatch.setattr("broker.request_log.secrets.token_hex", lambda _: "same-call")
             for _ in range(2):
                 assert await broker.requests.cancel(make_request(n=2), ABORT, CancelIf.ABANDONED) == [0, 1]
-            assert await broker.requests.read("request", 1) == [(0, ABORT)]
+            assert await broker.request_reader.read("request", 1) == [(0, ABORT)]
 
     asyncio.run(main())
 
@@ -177,7 +177,7 @@ def test_cancel_under_a_condition(open_test_broker: OpenTestBroker) -> None:
             }
             for request_id, (condition, ended) in conditions.items():
                 assert await broker.requests.cancel(make_request(request_id), ABORT, condition) == ended
-                assert await broker.requests.is_finished(request_id, 0) == bool(ended)
+                assert await broker.request_reader.is_finished(request_id, 0) == bool(ended)
 
     asyncio.run(main())
 

@@ -205,7 +205,7 @@ def test_a_request_that_is_created_while_the_relay_looks_for_it_is_not_lost(open
         async with open_test_broker(stream=QUICK) as broker:
             reader = RelayReader(broker, API_ID)
             subscription = reader.open("request", 0)
-            real = reader._requests.states
+            real = reader._reader.states
 
             async def states(places: Any) -> Any:
                 before = await real(places)
@@ -213,7 +213,7 @@ def test_a_request_that_is_created_while_the_relay_looks_for_it_is_not_lost(open
                 await broker.requests.append([make_append(taken, 0)])
                 return before
 
-            with patch.object(reader._requests, "states", states):
+            with patch.object(reader._reader, "states", states):
                 subscription.heard_s = 0.0
                 await reader._fill()
             assert await subscription.take(0) == [TokenEvent(100)]

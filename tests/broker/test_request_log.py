@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from broker.request_log import Append, SequenceLoad
+from broker.choice import Append, SequenceLoad
 from broker.step_append import TWO_TRIPS_FROM
 from errors import InvalidRequest, QueueFull
 from messages.job import Phase, PrefillJob
@@ -22,8 +22,8 @@ def test_create_puts_one_job_per_choice(open_test_broker: OpenTestBroker) -> Non
             await broker.requests.create(make_request(n=3), max_waiting=3)
             entries = await broker.prefill_queue.take("w", 10)
             assert [entry.job for entry in entries] == [PrefillJob("request", choice, 1) for choice in range(3)]
-            assert await broker.requests.record("request") == make_request(n=3)
-            loads = sorted(await broker.requests.loads(), key=lambda load: load.choice)
+            assert await broker.request_reader.record("request") == make_request(n=3)
+            loads = sorted(await broker.request_reader.loads(), key=lambda load: load.choice)
             assert loads == [
                 SequenceLoad("request", choice, Phase.PREFILL_QUEUED, 3, 20, False, 0) for choice in range(3)
             ]
@@ -40,8 +40,8 @@ def test_create_refuses_a_used_id_and_a_full_queue(open_test_broker: OpenTestBro
             with pytest.raises(QueueFull, match=r"^Server is busy, please try again later \(Status code: 503\)$"):
                 await broker.requests.create(make_request("second", n=2), max_waiting=2)
             assert await broker.prefill_queue.depth() == 1
-            assert await broker.requests.record("second") is None
-            assert len(await broker.requests.loads()) == 1
+            assert await broker.request_reader.record("second") is None
+            assert len(await broker.request_reader.loads()) == 1
             await broker.requests.create(make_request("second"), max_waiting=2)
 
     asyncio.run(main())
@@ -71,7 +71,7 @@ def test_take_fences_the_taker_before(open_test_broker: OpenTestBroker) -> None:
             assert second.request == make_request()
             assert await broker.requests.append([make_append(first, 1)]) == [False]
             assert await broker.requests.append([make_append(second, 1)]) == [True]
-            assert [index for index, _ in await broker.requests.read("request", 0)] == [0, 1]
+            assert [index for index, _ in await broker.request_reader.read("request", 0)] == [0, 1]
 
     asyncio.run(main())
 
@@ -87,7 +87,9 @@ def test_take_refuses_an_older_hop_a_finished_and_an_unknown_choice(open_test_br
             assert await broker.requests.take(make_decode_job(hop=2), Phase.DECODING) is None
             assert await broker.requests.take(PrefillJob("request", 2, 1), Phase.PREFILLING) is None
             assert await broker.requests.take(PrefillJob("nobody", 0, 1), Phase.PREFILLING) is None
-            assert [load.choice for load in await broker.requests.loads()] == [1]  # a refused take leaves no trace
+            assert [load.choice for load in await broker.request_reader.loads()] == [
+                1
+            ]  # a refused take leaves no trace
 
     asyncio.run(main())
 
@@ -103,9 +105,9 @@ def test_append_is_idempotent_and_leaves_no_gap(open_test_broker: OpenTestBroker
             assert await append([make_append(taken, 2, STOP)]) == [True]
             assert await append([make_append(taken, 2, STOP)]) == [True]  # the terminal event too
             assert await append([make_append(taken, 3)]) == [False]
-            events = await broker.requests.read("request", 0)
+            events = await broker.request_reader.read("request", 0)
             assert events == [(0, TokenEvent(100)), (1, TokenEvent(101)), (2, STOP)]
-            assert await broker.requests.read("request", 0, after=1) == [(2, STOP)]
+            assert await broker.request_reader.read("request", 0, after=1) == [(2, STOP)]
             fields, *rest = await relayed(broker)
             assert list(fields) == ["request:0:0", "request:0:1"]
             assert [list(fields) for fields in rest] == [["request:0:2"]]  # repeats were not relayed again
@@ -153,7 +155,7 @@ def test_append_takes_one_round_trip_whatever_its_size(open_test_broker: OpenTes
             items = [make_append(taken, index) for index in range(1, 5001)]
             assert all(await broker.requests.append(items))
             assert await num_commands() == before + 1
-            assert len(await broker.requests.read("request", 0)) == 5001
+            assert len(await broker.request_reader.read("request", 0)) == 5001
             assert sum(map(len, await relayed(broker))) == 5001
 
     asyncio.run(main())
@@ -219,15 +221,15 @@ def test_a_terminal_event_clears_the_load_and_the_record_outlives_its_last_choic
             _, taken = await begin(broker, n=2)
             record, redis = broker.keys.record("request"), broker.redis
             assert await broker.requests.append([make_append(taken, 0, STOP)]) == [True]
-            assert await broker.requests.is_finished("request", 0)
-            assert not await broker.requests.is_finished("request", 1)
-            assert [load.choice for load in await broker.requests.loads()] == [1]
+            assert await broker.request_reader.is_finished("request", 0)
+            assert not await broker.request_reader.is_finished("request", 1)
+            assert [load.choice for load in await broker.request_reader.loads()] == [1]
             assert await redis.ttl(broker.keys.tokens("request", 0)) == -1  # part of an answer that is not complete
             assert await redis.ttl(record) == -1  # a choice still runs
             assert await broker.requests.finish("request", 1, ABORT)
             for key in (record, broker.keys.tokens("request", 0), broker.keys.tokens("request", 1)):
                 assert 0 < await redis.ttl(key) <= 50
-            assert await broker.requests.loads() == []
+            assert await broker.request_reader.loads() == []
             assert await redis.exists(broker.keys.active_sizes(), broker.keys.active_phases()) == 0
 
     asyncio.run(main())
@@ -243,7 +245,7 @@ def test_finish_ends_once_and_fences(open_test_broker: OpenTestBroker) -> None:
             assert not await broker.requests.finish("request", 0, ABORT)
             assert not await broker.requests.finish("nobody", 0, ABORT)
             assert await broker.requests.append([make_append(taken, 1)]) == [False]
-            assert await broker.requests.read("request", 0) == [(0, TokenEvent(100)), (1, ABORT)]
+            assert await broker.request_reader.read("request", 0) == [(0, TokenEvent(100)), (1, ABORT)]
             assert await broker.redis.xlen(broker.keys.relay(API_ID)) == num_relayed
 
     asyncio.run(main())
@@ -260,7 +262,7 @@ def test_finish_relays_when_told_to_and_knows_its_own_repeat(
             assert await broker.requests.finish("request", 0, ABORT, API_ID)
             (fields,) = await relayed(broker)
             assert list(fields) == ["request:0:0"]
-            assert await broker.requests.read("request", 0) == [(0, ABORT)]
+            assert await broker.request_reader.read("request", 0) == [(0, ABORT)]
 
     asyncio.run(main())
 
@@ -271,7 +273,7 @@ def test_a_worker_that_ended_the_choice_first_wins(open_test_broker: OpenTestBro
             _, taken = await begin(broker)
             await broker.requests.append([make_append(taken, 0, STOP)])
             assert not await broker.requests.finish("request", 0, ABORT)
-            assert await broker.requests.read("request", 0) == [(0, STOP)]
+            assert await broker.request_reader.read("request", 0) == [(0, STOP)]
 
     asyncio.run(main())
 
@@ -285,7 +287,7 @@ def test_hand_over_moves_the_job_and_fences_the_giver(open_test_broker: OpenTest
             assert (await broker.redis.xpending(broker.keys.prefill_queue(), "workers"))["pending"] == 0
             (decode_entry,) = await broker.decode_queue.take("decode-1", 5)
             assert decode_entry.job == make_decode_job()
-            assert [load.phase for load in await broker.requests.loads()] == [Phase.DECODE_QUEUED]
+            assert [load.phase for load in await broker.request_reader.loads()] == [Phase.DECODE_QUEUED]
             assert await broker.requests.append([make_append(taken, 0)]) == [False]
             retaken = await broker.requests.take(decode_entry.job, Phase.DECODING)
             assert retaken is not None
@@ -312,7 +314,7 @@ def test_hand_over_repeated_after_a_lost_answer_is_accepted_once(
             assert await broker.requests.hand_over(entry, taken.epoch, make_decode_job(), Phase.DECODE_QUEUED)
             assert await broker.decode_queue.depth() == 1
             phase = Phase.DECODING if is_taken_since else Phase.DECODE_QUEUED
-            assert [load.phase for load in await broker.requests.loads()] == [phase]
+            assert [load.phase for load in await broker.request_reader.loads()] == [phase]
 
     asyncio.run(main())
 
@@ -345,7 +347,7 @@ def test_hand_over_of_a_finished_choice_is_refused_and_acknowledged(open_test_br
             assert not await broker.requests.hand_over(entry, taken.epoch, make_decode_job(), Phase.DECODE_QUEUED)
             assert await broker.prefill_queue.depth() == 0
             assert await broker.decode_queue.depth() == 0
-            assert await broker.requests.loads() == []
+            assert await broker.request_reader.loads() == []
 
     asyncio.run(main())
 
@@ -363,11 +365,11 @@ def test_hand_over_and_finish_at_once_leave_one_end(open_test_broker: OpenTestBr
                     broker.requests.append([make_append(taken, 0)]),
                 )
                 assert finished
-                events = await broker.requests.read(request_id, 0)
+                events = await broker.request_reader.read(request_id, 0)
                 assert events[-1][1] == ABORT and len(events) == 1 + appended
                 assert await broker.requests.take(job, Phase.DECODING) is None
                 assert await broker.prefill_queue.depth() == 0
-            assert await broker.requests.loads() == []
+            assert await broker.request_reader.loads() == []
 
     asyncio.run(main())
 
@@ -378,7 +380,7 @@ def test_a_request_id_may_hold_colons_and_braces(open_test_broker: OpenTestBroke
             request_id = "a:{b}:tokens:0 ü"
             _, taken = await begin(broker, request_id)
             assert await broker.requests.append([make_append(taken, 0)]) == [True]
-            (load,) = await broker.requests.loads()
+            (load,) = await broker.request_reader.loads()
             assert (load.request_id, load.choice, load.output_tokens) == (request_id, 0, 1)
 
     asyncio.run(main())
@@ -404,7 +406,7 @@ def test_a_finished_id_is_free_again_once_its_record_expired(open_test_broker: O
             await broker.redis.delete(broker.keys.record("request"))  # expiry; the tokens are about to
             assert await broker.requests.append([make_append(taken, 1)]) == [False]
             await broker.requests.create(make_request(), max_waiting=10)
-            assert await broker.requests.read("request", 0) == []
-            assert not await broker.requests.is_finished("request", 0)
+            assert await broker.request_reader.read("request", 0) == []
+            assert not await broker.request_reader.is_finished("request", 0)
 
     asyncio.run(main())

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from broker.request_log import Append
+from broker.choice import Append
 from messages.token_event import FinishReason
 from tests.broker.samples import ABORT
 from tests.end_to_end.test_workers import PROMPT, Play, play
@@ -44,7 +44,7 @@ def test_the_next_step_is_computed_while_one_is_published_and_no_more_than_that(
         await asyncio.wait_for(appends.held.wait(), 10)
         await computed(cluster, decode, 4)  # tokens 1 to 3, and the one after the one that is held
         await cluster.until(lambda: not decode.worker.compute_thread._work_queue.qsize(), "the thread is idle")
-        await asyncio.gather(*(cluster.broker.requests.loads() for _ in range(20)))  # it had the time for more
+        await asyncio.gather(*(cluster.broker.request_reader.loads() for _ in range(20)))  # it had the time for more
         assert decode.runner.num_computed == 4
         assert appends.sizes == [1], "one publish at a time"
         assert len(await cluster.events(request_id)) == 3

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.request_log import Taken
+from broker.choice import Taken
 from decode_worker.batch import IDLE_WAIT_S
 from engine.sequence import Sequence
 from errors import KVTransferFailed
@@ -482,7 +482,7 @@ def test_a_poison_takes_no_innocent_along(play: Play, phase: str) -> None:
         request_ids += [await cluster.send(prompt, 30) for prompt in innocents[10:]]
         other()
         start_mortal()
-        while not await cluster.broker.requests.is_finished(poisoned, 0):
+        while not await cluster.broker.request_reader.is_finished(poisoned, 0):
             await asyncio.sleep(0.01)
             if mortal[-1].task.done():  # its supervisor starts it again
                 num_crashes += 1

@@ -243,7 +243,8 @@ MUTANTS = (
             "take_back",
             (
                 "    return await self._broker",
-                "    epoch = (await self._broker.requests.states([claim.key]))[0].epoch\n    return await self._broker",
+                "    epoch = (await self._broker.request_reader.states([claim.key]))[0].epoch\n"
+                "    return await self._broker",
             ),
         ),
     ),

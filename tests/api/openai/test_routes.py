@@ -115,7 +115,7 @@ def test_a_full_queue_is_a_503_with_a_time(chatty: Settings) -> None:
             assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["type"] == "overloaded_error"
             # Those that had come in before there was no more room are not left behind.
-            assert await cluster.broker.requests.loads() == []
+            assert await cluster.broker.request_reader.loads() == []
 
     run(main())
 
