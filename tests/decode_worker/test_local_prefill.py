@@ -2,8 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,35 +9,11 @@ import pytest
 from decode_worker import local_prefill
 from decode_worker.worker import DecodeWorker
 from engine.sequence import Sequence
-from settings.broker import QueueSettings, RedisSettings
 from tests.broker.samples import ABORT
-from tests.conftest import OpenTestBroker
-from tests.scripted_cluster import Member, ScriptedCluster, expected_output, scripted_cluster, tokens_of
+from tests.scripted_cluster import Member, ScriptedCluster, expected_output, tokens_of
+from tests.scripted_play import PROMPT, QUEUE, Play, scripted_play
 
-QUEUE = QueueSettings(lease_s=0.4, heartbeat_s=0.1, drain_s=2.0)
-PROMPT = list(range(1000, 1040))  # 2.5 blocks
-
-Scenario = Callable[[ScriptedCluster], Awaitable[None]]
-Play = Callable[[Scenario], None]
-
-
-@pytest.fixture
-def play(open_test_broker: OpenTestBroker, redis_settings: RedisSettings) -> Play:
-    """Run a scenario on a fresh cluster without workers."""
-
-    @asynccontextmanager
-    async def cluster() -> AsyncIterator[ScriptedCluster]:
-        async with open_test_broker(queue=QUEUE) as broker, scripted_cluster(broker, redis_settings, QUEUE) as running:
-            yield running
-
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            async with cluster() as running:
-                await scenario(running)
-
-        asyncio.run(main())
-
-    return run
+play = scripted_play(QUEUE)
 
 
 async def until_bidding(cluster: ScriptedCluster, looks: bool = False) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from broker.choice import Append
 from messages.token_event import FinishReason
 from tests.broker.samples import ABORT
-from tests.end_to_end.test_workers import PROMPT, Play, play
 from tests.scripted_cluster import Member, ScriptedCluster, expected_output, tokens_of
+from tests.scripted_play import PROMPT, QUEUE, Play, scripted_play
 
-__all__ = ["play"]
+play = scripted_play(QUEUE)
 
 
 class HeldAppends:

@@ -1,54 +1,20 @@
 """Classes and deadlines inside the workers, with a scripted model and no API: each phase ends a late request."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from engine.sequence import Sequence
 from messages.request import Priority
 from messages.token_event import FinishReason
-from settings.broker import QueueSettings, RedisSettings
-from tests.conftest import OpenTestBroker
-from tests.scripted_cluster import ScriptedCluster, expected_output, scripted_cluster, tokens_of
+from settings.broker import QueueSettings
+from tests.scripted_cluster import ScriptedCluster, expected_output, tokens_of
+from tests.scripted_play import PROMPT, Gate, Play, scripted_play
 
 HIGH, NORMAL, LOW = Priority
 QUEUE = QueueSettings(clock_tolerance_s=0, lease_s=5, drain_s=2)
-PROMPT = list(range(1000, 1040))  # 2.5 blocks
-
-Play = Callable[[Callable[[ScriptedCluster], Awaitable[None]]], None]
-
-
-@pytest.fixture
-def play(open_test_broker: OpenTestBroker, redis_settings: RedisSettings) -> Play:
-    """Run a scenario on a fresh cluster without workers."""
-
-    def run(scenario: Callable[[ScriptedCluster], Awaitable[None]]) -> None:
-        async def main() -> None:
-            async with (
-                open_test_broker(queue=QUEUE) as broker,
-                scripted_cluster(broker, redis_settings, QUEUE) as cluster,
-            ):
-                await scenario(cluster)
-
-        asyncio.run(main())
-
-    return run
-
-
-class Gate:
-    """Stops a runner before the step that `holds`, until opened."""
-
-    def __init__(self, holds: Callable[[list[Sequence]], bool] = lambda sequences: True) -> None:
-        self._holds = holds
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, sequences: list[Sequence]) -> None:
-        if self._holds(sequences):
-            self.reached.set()
-            assert self.opened.wait(20)
+play = scripted_play(QUEUE)
 
 
 async def ends_late(cluster: ScriptedCluster, request_id: str, timeout_s: float) -> int:
