@@ -1,4 +1,4 @@
-"""The options that the bench commands share, and what their values stand for."""
+"""The options that the bench commands and `pdq plan` share, and what their values stand for."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +43,15 @@ MaxTokenId = Annotated[int, typer.Option(min=1, help="Highest token id in prompt
 IdleTimeout = Annotated[float, typer.Option(min=0.1, help="A request without a byte for so long has failed.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything to this file.", dir_okay=False)]
 Label = Annotated[str, typer.Option(help="A name for the run, kept in the table and the JSON.")]
+
+# What changes a preset, or makes a load without one.
+InFlight = Annotated[int | None, typer.Option(min=1, help="Closed loop: requests in flight.")]
+RequestRate = Annotated[float | None, typer.Option(min=1e-3, help="Open loop: Poisson arrivals per s.")]
+NumRequests = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")]
+Duration = Annotated[float | None, typer.Option(min=0.1, help="Start no request after so long.")]
+PromptTokens = Annotated[int | None, typer.Option(min=1, help="Length of each prompt.")]
+OutputTokens = Annotated[int | None, typer.Option(min=1, help="Tokens asked of each request.")]
+ArrivalSeed = Annotated[int, typer.Option(help="Seed of the arrivals.")]
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 

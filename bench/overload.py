@@ -21,6 +21,7 @@ from bench.load import Load, Outcome, build_body, run_workload, send_request
 from bench.machine import Machine, read_machine
 from bench.options import (
     DEFAULT_URL,
+    ArrivalSeed,
     IdleTimeout,
     JsonFile,
     Label,
@@ -60,7 +61,7 @@ def overload(
     output_tokens: Annotated[int, typer.Option(min=1, help="Tokens asked of each request.")] = 64,
     ttft_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TTFT.")] = 1000.0,
     tpot_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TPOT, as the server can do at capacity.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals.")] = 0,
+    seed: ArrivalSeed = 0,
     prompt_seed: PromptSeed = None,
     min_token_id: MinTokenId = 1000,
     max_token_id: MaxTokenId = 30000,

@@ -12,7 +12,17 @@ import typer
 from rich.console import Console
 
 from bench.exit_status import exit_status
-from bench.options import JsonFile, Preset
+from bench.options import (
+    ArrivalSeed,
+    Duration,
+    InFlight,
+    JsonFile,
+    NumRequests,
+    OutputTokens,
+    Preset,
+    PromptTokens,
+    RequestRate,
+)
 from bench.report import Limits
 from bench.result import write_json
 from bench.table import describe as describe_group
@@ -43,13 +53,13 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(help="JSON lines of arrival_s, prompt_tokens, output_tokens, in place of a workload.")
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: requests in flight.")] = None,
-    request_rate: Annotated[float | None, typer.Option(min=1e-3, help="Open loop: Poisson arrivals per s.")] = None,
-    num_requests: Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")] = None,
-    duration_s: Annotated[float | None, typer.Option(min=0.1, help="Start no request after so long.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Length of each prompt.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens asked of each request.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals.")] = 0,
+    concurrency: InFlight = None,
+    request_rate: RequestRate = None,
+    num_requests: NumRequests = None,
+    duration_s: Duration = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    seed: ArrivalSeed = 0,
     ttft_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TTFT.")] = 1000.0,
     tpot_slo_ms: Annotated[float, typer.Option(min=0, help="Limit of TPOT.")] = 60.0,
     share: Annotated[float, typer.Option(min=0, max=1, help="Share of requests within both limits.")] = 0.9,
