@@ -1,8 +1,8 @@
-"""What is tuned: every knob of pdq, with its unit, its default and a sentence.
+"""What is tuned: every knob of pdq, with its unit, its default and a sentence. The room's other files are the sections.
 
 Built once in a process's entry point by `load_settings()` and handed down by section; nothing else reads
 `os.environ`. An environment variable is `PDQ_<SECTION>__<KNOB>` (`PDQ_KV__BLOCK_SIZE=32`). An unknown name or a
-value out of bounds stops the start. This file knows no room.
+value out of bounds stops the start. This room knows no other.
 """
 
 import os
