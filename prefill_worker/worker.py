@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import CDLL
 from typing import TypeVar
 
 from broker.client import Broker
@@ -24,6 +25,7 @@ from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
 from engine.sampler import Sampled
 from engine.threads import on_passing_thread
+from kernels import cores, cpu_build
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
@@ -60,9 +62,11 @@ class PrefillWorker:
         space: BlockSpace,
         sender: KVSender,
         seal: Seal | None = None,
+        library: CDLL | None = None,
     ) -> None:
+        """`library`: by which `runner` computes on cores that others may want."""
         self.settings, self.broker, self.board = settings, broker, board
-        self.runner, self.space = runner, space
+        self.runner, self.space, self.library = runner, space, library
         self.offers = Offers(sender, space.free, seal or Seal())
         self.blocks_freed = asyncio.Event()
         self.watch = OfferWatch(
@@ -132,6 +136,12 @@ class PrefillWorker:
         """Where the loop is, for the heartbeat."""
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
+    def show_prompts(self) -> None:
+        """How many are through in a step or two, for decode workers on our cores."""
+        if self.library is not None:
+            claimed = (*self.running, *self.waiting)
+            cores.show_prompts(self.library, sum(one.remaining_tokens <= self.token_budget for one in claimed))
+
     async def step(self) -> None:
         """Compute one batch of chunks; publish and hand over the sequences that it completes."""
         suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
@@ -145,6 +155,7 @@ class PrefillWorker:
         )
         if not plan:
             return
+        self.show_prompts()
         began = time.perf_counter()
         chunks = [PrefillChunk(batch[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
         sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
@@ -406,7 +417,8 @@ async def work(
             sender = exported.sender
             growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
+        library = cpu_build.loaded() if loaded.model.device.type == "cpu" else None
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal, library)
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)
