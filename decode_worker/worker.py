@@ -128,7 +128,7 @@ class DecodeWorker:
                 if self.running and self.courtesy.wants_rest():
                     self.prepared = None  # somebody may leave meanwhile
                     await self.settle()
-                    await self.courtesy.rest(self.last_step_s)
+                    await self.courtesy.rest(self.last_step_s, len(self.running))
                 await self.step()
                 if self.batch.prefilling:
                     self.prepared = None  # somebody may leave meanwhile

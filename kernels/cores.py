@@ -79,6 +79,18 @@ def leave(library: ctypes.CDLL) -> None:
     library.pdq_leave_cores()
 
 
+def show_prompts(library: ctypes.CDLL, num_prompts: int) -> None:
+    """So many prompts get their first tokens by our next steps; others see it while we compute."""
+    library.pdq_show_prompts.argtypes = [c_int64]
+    library.pdq_show_prompts(num_prompts)
+
+
+def prompts_of_others(library: ctypes.CDLL) -> int:
+    """How many prompts those who compute on our cores at the moment are about to finish."""
+    library.pdq_prompts_of_others.restype = c_int64
+    return int(library.pdq_prompts_of_others())
+
+
 _in_use: list[CoreLedger] = []
 
 

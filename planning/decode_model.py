@@ -35,6 +35,7 @@ class DecodeModel:
         self._free_blocks = exchange.costs.decode_blocks
         self._is_busy = False  # in a step, or between two
         self._rest: Event | None = None
+        self._rest_began_s = self._last_step_s = 0.0
         self._step_began_s = 0.0
 
     # -- taking in -----------------------------------------------------------------------------------------------
@@ -89,22 +90,29 @@ class DecodeModel:
         self._is_busy = bool(self._num_here)
         if not self._is_busy:
             return
-        if self._running and self._host.others_compute(self.seat):
-            settings = self._exchange.settings.decode
-            step_s = self._exchange.clock.now_s - self._step_began_s
-            seconds = rest_s(step_s, settings.rest_share, settings.rest_until_ms / 1000)
-            if settings.rest_share > 0 and seconds > 0:
+        if self._running and self._host.others_compute(self.seat) and self._exchange.settings.decode.rest_share > 0:
+            self._rest_began_s = self._exchange.clock.now_s
+            self._last_step_s = self._rest_began_s - self._step_began_s
+            if (seconds := self._rest_s()) > 0:
                 self._host.leave(self.seat)
                 self._rest = self._exchange.clock.after(seconds, self._step)
                 return
         self._step()
 
+    def _rest_s(self) -> float:
+        num_prompts = self._host.prompts_of_others(self.seat)
+        return rest_s(self._last_step_s, len(self._running), num_prompts, self._exchange.settings.decode)
+
     def _on_change(self) -> None:
-        """While it rests: nobody wants the cores any more."""
-        if self._rest is not None and not self._host.others_compute(self.seat):
-            left_s = self._rest.time_s - self._exchange.clock.now_s
-            self._rest.cancel()
-            self._rest = self._exchange.clock.after(min(left_s, LOOK_S / 2), self._step)  # it looks now and then
+        """While it rests: others want the cores for more or fewer prompts, or no longer."""
+        if self._rest is None:
+            return
+        now_s = self._exchange.clock.now_s
+        left_s = max(0.0, self._rest_began_s + self._rest_s() - now_s)
+        if not self._host.others_compute(self.seat):
+            left_s = min(left_s, self._rest.time_s - now_s, LOOK_S / 2)  # it looks now and then
+        self._rest.cancel()
+        self._rest = self._exchange.clock.after(left_s, self._step)
 
     def _step(self) -> None:
         self._rest = None

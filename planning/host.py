@@ -21,6 +21,7 @@ class Seat:
     is_computing: bool = False
     stale: Event | None = None  # planned while its last step is fresh
     busy_s: float = 0.0  # in steps
+    num_prompts: int = 0  # that the next steps finish
     _cost: Cost | None = None
     _left: float = 0.0  # of the step, 1 to 0
     _since_s: float = 0.0
@@ -59,9 +60,19 @@ class Host:
         if is_new:
             self._share(seat)
 
+    def show_prompts(self, seat: Seat, num_prompts: int) -> None:
+        """So many prompts the next steps of `seat` finish."""
+        if seat.num_prompts != num_prompts:
+            seat.num_prompts = num_prompts
+            self._tell()
+
     def others_compute(self, seat: Seat) -> bool:
         """Whether somebody else computes on the cores of `seat`, or did just now."""
         return bool(self._cores) and any(other is not seat for other in self._seats)
+
+    def prompts_of_others(self, seat: Seat) -> int:
+        """How many prompts the others who compute are about to finish."""
+        return sum(other.num_prompts for other in self._seats if other is not seat)
 
     def leave(self, seat: Seat) -> None:
         """Its cores are the others' at once."""
@@ -93,6 +104,9 @@ class Host:
                 seat._since_s = self._clock.now_s
                 seat._end.cancel()
                 self._plan(seat)
+        self._tell()
+
+    def _tell(self) -> None:
         for seat in self._all:
             seat.on_change()
 

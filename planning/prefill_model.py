@@ -40,7 +40,10 @@ class PrefillModel:
         if self._is_busy:
             return
         self._admit()
-        plan = plan_step([one.remaining_tokens for one in self._running], self._exchange.costs.token_budget)
+        budget = self._exchange.costs.token_budget
+        claimed = (*self._running, *self._waiting)
+        self._host.show_prompts(self.seat, sum(one.remaining_tokens <= budget for one in claimed))
+        plan = plan_step([one.remaining_tokens for one in self._running], budget)
         if not plan:
             return
         self._is_busy = True

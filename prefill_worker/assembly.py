@@ -15,6 +15,7 @@ from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.threads import on_passing_thread
+from kernels import cpu_build
 from kv_transfer.checksum import start_summer
 from kv_transfer.exported_pool import ExportedPool
 from kv_transfer.local import start_driver
@@ -67,7 +68,8 @@ async def work(
             sender = exported.sender
             growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
+        library = cpu_build.loaded() if loaded.model.device.type == "cpu" else None
+        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal, library)
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import CDLL
 from typing import TypeVar
 
 from broker.client import Broker
@@ -19,6 +20,7 @@ from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
 from engine.model_runner import ModelRunner, PrefillChunk
+from kernels import cores
 from kv_transfer.offers import Offers
 from kv_transfer.seal import Seal
 from kv_transfer.sender import KVSender
@@ -54,9 +56,11 @@ class PrefillWorker:
         space: BlockSpace,
         sender: KVSender,
         seal: Seal | None = None,
+        library: CDLL | None = None,
     ) -> None:
+        """`library`: by which `runner` computes on cores that others may want."""
         self.settings, self.broker, self.board = settings, broker, board
-        self.runner, self.space = runner, space
+        self.runner, self.space, self.library = runner, space, library
         self.offers = Offers(sender, space.free, seal or Seal())
         self.batch = Batch(space)
         self.watch = OfferWatch(
@@ -127,6 +131,12 @@ class PrefillWorker:
         """Where the loop is, for the heartbeat."""
         self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
+    def show_prompts(self) -> None:
+        """How many are through in a step or two, for decode workers on our cores."""
+        if self.library is not None:
+            nearly_through = sum(one.remaining_tokens <= self.token_budget for one in self.batch.claimed)
+            cores.show_prompts(self.library, nearly_through)
+
     async def step(self) -> None:
         """Compute one batch of chunks; publish and hand over the sequences that it completes."""
         suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
@@ -140,6 +150,7 @@ class PrefillWorker:
         )
         if not plan:
             return
+        self.show_prompts()
         began = time.perf_counter()
         chunks = [PrefillChunk(batch[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
         sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))

@@ -68,6 +68,11 @@ class DecodeSettings(Section):
     rest_until_ms: Milliseconds = Field(
         40.0, description="A decode step and that rest take at most so long together (ms): the streams' ITL meanwhile."
     )
+    rest_for_burst_ms: Milliseconds = Field(
+        100.0,
+        description="The same bound (ms) while at least as many prompts are about to get their first token as streams "
+        "run; the rest then takes all of it, if the prompts do.",
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads for compute; 0: every core.")
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "broker": ROOT_MODULES | {"observability"},
     "engine": ROOT_MODULES | {"kernels"},
     "kv_transfer": ROOT_MODULES | {"kernels"},
-    "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "observability"},
+    "prefill_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels", "observability"},
     "decode_worker": ROOT_MODULES | {"broker", "engine", "kv_transfer", "kernels", "observability"},
     "api": ROOT_MODULES | {"broker", "observability"},
     "batch_worker": ROOT_MODULES | {"broker", "observability"},

@@ -43,7 +43,9 @@ constexpr int64_t FEW_ROWS_INPUTS = 256, MANY_ROWS_INPUTS = 2048;
 
 // Of P: MAX_ROWS, STEP_INPUTS, INPUT_BYTES, FEW_TILES (up to which rows are few), panels_at_once(rows, is_many), and
 // tile<ROWS, PANELS>(row, panel, first step, last step, ahead), which goes on from c when the first step is not 0, and
-// fetches the weights so many steps ahead: computing takes about as long as reading here, and would wait for it.
+// fetches the weights so many steps ahead: computing takes about as long as reading here, and would wait for it. Of many
+// rows the last ones fetch the next panels, whose first rows would else compute at the speed of memory (all linears of
+// SmolLM2 in BF16 on a core of Zen 4: 16 rows 24.6 ms without and 22.0 with, 12 rows 20.9 and 17.6, 64 rows 84.8 and 80.1).
 template <class P, int ROWS, bool IS_MANY>
 void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step,
                   int64_t ahead) {
@@ -71,7 +73,7 @@ void blocks(const P& product, int64_t rows, int64_t tiles, int64_t panels, int64
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t row = rows * t / tiles, height = rows * (t + 1) / tiles - row;
                 rows_of_tiles<P, IS_MANY>(product, height, row, panel, std::min(panels, panel + AT_ONCE), step,
-                                          std::min(steps, step + STEPS), IS_MANY || t + 1 < tiles ? 0 : STEPS);
+                                          std::min(steps, step + STEPS), t + 1 < tiles ? 0 : IS_MANY ? AT_ONCE * steps : STEPS);
             }
 }
 

@@ -36,7 +36,7 @@ struct Bf16Product {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t ahead) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* weight = panels + panel * size + first_pair * 2 * PANEL;
         float* to = c + row * c_stride + panel * PANEL;
@@ -49,6 +49,10 @@ struct Bf16Product {
         RowPointers<ROWS> from(x + row * x_stride + 2 * first_pair, x_stride * int64_t(sizeof *x));
         for (int64_t k = first_pair; k < last_pair; k++, weight += 2 * PANEL, from.advance(2 * sizeof *x)) {
             __m512bh weights[PANELS];
+            if (ahead)
+#pragma GCC unroll 16
+                for (int p = 0; p < PANELS; p++)
+                    _mm_prefetch(reinterpret_cast<const char*>(weight + p * size + ahead * 2 * PANEL), _MM_HINT_T1);
 #pragma GCC unroll 16
             for (int p = 0; p < PANELS; p++)
                 weights[p] = (__m512bh)_mm512_loadu_si512(weight + p * size);

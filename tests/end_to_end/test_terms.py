@@ -57,7 +57,7 @@ def test_a_late_prompt_is_dropped_between_two_chunks(play: Play) -> None:
 def test_a_late_offer_is_withdrawn_by_its_owner(play: Play) -> None:
     async def scenario(cluster: ScriptedCluster) -> None:
         cluster.start_prefill()  # and no decode worker
-        assert await ends_late(cluster, await cluster.send(PROMPT, 10, timeout_s=0.3), 0.3) == 1
+        assert await ends_late(cluster, await cluster.send(PROMPT, 10, timeout_s=1.0), 1.0) == 1
         cluster.start_decode()  # takes the leftover
         await cluster.until_clean()
 

@@ -20,7 +20,7 @@ WORKER = """
 import ctypes, sys, threading, torch
 from pathlib import Path
 from kernels import cpu_build
-from kernels.cores import open_ledger, use_cores
+from kernels.cores import open_ledger, prompts_of_others, show_prompts, use_cores
 library = cpu_build.load()
 use_cores(library, int(sys.argv[2]), open_ledger(Path(sys.argv[1])))
 library.pdq_threads_now.restype = ctypes.c_int64
@@ -38,6 +38,8 @@ for line in sys.stdin:
         case "compute": computing.set()
         case "wait": computing.clear()
         case "ask": print(library.pdq_threads_now(), flush=True)
+        case "prompts": print(prompts_of_others(library), flush=True)
+        case "three": show_prompts(library, 3)
 """
 
 
@@ -58,6 +60,10 @@ class Worker:
 
     def threads(self) -> int:
         self.tell("ask")
+        return int(self._read())
+
+    def prompts_of_others(self) -> int:
+        self.tell("prompts")
         return int(self._read())
 
     def _read(self) -> str:
@@ -115,6 +121,17 @@ def test_nobody_gets_less_than_one(start: Callable[[int], Worker]) -> None:
         worker.tell("compute")
     for worker, threads in zip(workers, (1, 1, 1), strict=True):
         until(worker, threads)
+
+
+def test_prompts_are_seen_while_they_are_computed(start: Callable[[int], Worker]) -> None:
+    one, other = start(2), start(2)
+    other.tell("three")
+    other.tell("compute")
+    until(one, 1)
+    assert one.prompts_of_others() == 3
+    other.tell("wait")
+    until(one, 2)
+    assert one.prompts_of_others() == 0
 
 
 def test_slots_are_taken_by_the_living(tmp_path: Path) -> None:

@@ -133,16 +133,24 @@ def test_without_rests_prompts_take_longer_and_streams_do_not_wait() -> None:
     assert ttft_s[0] < ttft_s[1] and ends_s[0] > ends_s[1]
 
 
-def test_while_a_decode_worker_rests_a_prompt_has_every_core() -> None:
-    """Steps and rests of 4 ms: for half of its time the prompt has both cores, however fresh the stamp of the step."""
+@pytest.mark.parametrize(
+    ("num_streams", "ttft_s"),
+    [
+        pytest.param(2, 0.08, id="two streams: half of the time on both cores"),
+        pytest.param(1, 0.06, id="as many prompts as streams: all of the time"),
+    ],
+)
+def test_while_a_decode_worker_rests_a_prompt_has_every_core(num_streams: int, ttft_s: float) -> None:
+    """Steps of 4 ms and rests: for a prompt that takes 0.06 s on both cores and 0.12 on one, however fresh the stamp of
+    the step."""
     costs = costs_of(flat(0.06, (1, 2)), flat(0.002, (1, 2)), cores=2)
     groups = (
-        Group("streams", Concurrency(1), 50, 2000, num_requests=1),
+        Group("streams", Concurrency(num_streams), 50, 2000, num_requests=num_streams),
         Group("prompts", Periodic(0.4), 100, 1, num_requests=4),
     )
     requests = run(costs, Groups(groups, 0)).requests
     for one in (one for one in requests if one.group == "prompts"):
-        assert one.ttft_s == pytest.approx(0.08, rel=0.1)  # 0.06 with both, 0.12 with one
+        assert one.ttft_s == pytest.approx(ttft_s, rel=0.1)
 
 
 def test_what_was_pulled_makes_room_for_the_next_prompt() -> None:
