@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine.sequence import Sequence
 from settings.broker import QueueSettings, RedisSettings
 from tests.conftest import OpenTestBroker
 from tests.scripted_cluster import ScriptedCluster, scripted_cluster
@@ -42,13 +41,13 @@ def scripted_play(queue: QueueSettings) -> Any:
 
 
 class Gate:
-    """Stops a runner before the step that `holds`, until opened."""
+    """Stops whoever is about to do what `holds`, until opened: a runner before its step, a receiver before its pull."""
 
-    def __init__(self, holds: Callable[[list[Sequence]], bool] = lambda sequences: True) -> None:
+    def __init__(self, holds: Callable[[Any], bool] = lambda what: True) -> None:
         self._holds = holds
         self.reached, self.opened = threading.Event(), threading.Event()
 
-    def __call__(self, sequences: list[Sequence]) -> None:
-        if self._holds(sequences):
+    def __call__(self, what: Any) -> None:
+        if self._holds(what):
             self.reached.set()
             assert self.opened.wait(20)
