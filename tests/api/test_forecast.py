@@ -12,7 +12,7 @@ from settings import QueueSettings
 from tests.api.fake_cluster import status
 
 HIGH, NORMAL, LOW = Priority
-SETTINGS = QueueSettings(max_waiting=100, ttft_limit_s=2.0, stall_limit_s=1.0)
+SETTINGS = QueueSettings(max_waiting=100, ttft_limit_s=2.0, place_limit_s=1.0)
 SUPPLY = Supply(tokens_per_s=500.0, decode_places=8, sequences_per_s=4.0)
 
 
@@ -55,7 +55,7 @@ def test_a_place_in_a_decode_batch_would_come_too_late() -> None:
     assert judge(waiting(5, 250, decoding=8), Asked()) is None
     assert judge(waiting(6, 250, decoding=8), Asked()) is Reason.SEQUENCES
     assert judge(waiting(decode=4, decoding=8), Asked(HIGH)) is None
-    assert judge(waiting(decode=400, decoding=8), Asked(), settings=QueueSettings(stall_limit_s=0)) is None
+    assert judge(waiting(decode=400, decoding=8), Asked(), settings=QueueSettings(place_limit_s=0)) is None
 
 
 def test_what_is_not_known_refuses_nobody() -> None:
