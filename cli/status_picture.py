@@ -15,7 +15,7 @@ from cli.cluster_state import ClusterState, Latencies
 from messages import Priority, Role, WorkerState, WorkerStatus
 
 FORMAT_VERSION = 1
-WIDE = 110  # columns of a terminal from which hosts are shown
+WIDE = 110  # columns of a terminal from which hosts and sizes are shown
 QUIET_S = 1.0  # a loop that stands still for longer is worth a word
 _STYLES = {WorkerState.READY: "green", WorkerState.LOADING: "yellow", WorkerState.DRAINING: "yellow"}
 
@@ -85,16 +85,14 @@ def _worker_document(worker: WorkerStatus, at_s: float) -> dict[str, Any]:
 
 def _table(*columns: Column | str) -> Table:
     """Without lines around it: a terminal of 24 rows has to do."""
-    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _workers(workers: Sequence[WorkerStatus], width: int, rates: Mapping[str, float]) -> Table:
-    right = [Column(name, justify="right", no_wrap=True) for name in ("running", "KV used", "KV tokens", "rate")]
-    host = [Column("host", no_wrap=True)] if width >= WIDE else []
+    right = [Column(name, justify="right", no_wrap=True) for name in ("running", "KV used", "rate")]
+    more = [Column("KV tokens", justify="right"), Column("host", no_wrap=True)] if width >= WIDE else []
     worker = Column("worker", no_wrap=True)
-    table = Table(
-        worker, Column("state", no_wrap=True), *right, *host, Column("detail", overflow="fold"), box=box.SIMPLE
-    )
+    table = _table(worker, Column("state", no_wrap=True), *right, *more, Column("detail", overflow="fold"))
     for one in workers:
         used = 1 - one.free_blocks / one.num_blocks if one.num_blocks else 0.0
         table.add_row(
@@ -102,9 +100,8 @@ def _workers(workers: Sequence[WorkerStatus], width: int, rates: Mapping[str, fl
             Text(one.state, _STYLES[one.state]),
             f"{one.num_running}/{one.max_running}" if one.max_running else str(one.num_running),
             f"{used:.0%}",
-            f"{one.capacity_tokens:,}",
             _rate(one, rates),
-            *([f"{one.host}:{one.pid}"] if host else []),
+            *([f"{one.capacity_tokens:,}", f"{one.host}:{one.pid}"] if more else []),
             Text(_detail(one)),
         )
     if not workers:
