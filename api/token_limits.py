@@ -1,5 +1,6 @@
 """How long a request may be, by which bound, and what would let a longer one in. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,8 @@ class TokenLimits:
             knobs.append(f"PDQ_MODEL__MAX_TOTAL_TOKENS={wanted}")
         if 0 < self.workers < wanted:
             # Of a GPU's pool nobody knows here what its bytes are.
-            knobs.append(
-                f"a KV pool {wanted / self.workers:.2g} times as large (PDQ_KV__POOL_BYTES, or PDQ_KV__NUM_BLOCKS)"
-            )
+            times = math.ceil(100 * wanted / self.workers) / 100
+            knobs.append(f"a KV pool {times:g} times as large (PDQ_KV__POOL_BYTES, or PDQ_KV__NUM_BLOCKS)")
         return f"{asked}, or the server takes it with {' and '.join(knobs)}"
 
 
