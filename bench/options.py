@@ -41,7 +41,7 @@ ApiKey = Annotated[
     str,
     typer.Option(
         "--api-key",
-        envvar=["PDQ_API_KEY", "OPENAI_API_KEY"],
+        envvar="PDQ_API_KEY",
         help="Where keys are asked for; prefer the variable, which other users cannot see.",
         show_default=False,
     ),

@@ -12,7 +12,7 @@ import typer
 
 from cli.chat_client import ChatClient, ChatFailed, Message
 from cli.health import probe_address
-from cli.options import ApiKeyFlag, settings_from
+from cli.options import settings_from
 
 INTERRUPTED_EXIT_CODE = 130  # as shells have it: 128 + SIGINT
 
@@ -56,7 +56,10 @@ def chat(
     url: Annotated[
         str | None, typer.Option(help="The server, with /v1 or without it.", show_default="PDQ_API__HOST and __PORT")
     ] = None,
-    api_key: ApiKeyFlag = "",
+    api_key: Annotated[
+        str,
+        typer.Option(envvar=["PDQ_API_KEY", "OPENAI_API_KEY"], help="Where keys are asked for.", show_default=False),
+    ] = "",
     model: Annotated[str, typer.Option(help="Its name.", show_default="the first that is served")] = "",
     system: Annotated[str, typer.Option(help="What the model is told first.", show_default=False)] = "",
     temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.", show_default="the server's")] = None,

@@ -26,9 +26,7 @@ DtypeFlag = Annotated[
 
 ApiKeyFlag = Annotated[
     str,
-    typer.Option(
-        "--api-key", envvar=["PDQ_API_KEY", "OPENAI_API_KEY"], help="Where keys are asked for.", show_default=False
-    ),
+    typer.Option("--api-key", envvar="PDQ_API_KEY", help="Where keys are asked for.", show_default=False),
 ]
 
 Overrides = dict[str, dict[str, Any]]
