@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import httpx
 
 API_TIMEOUT_S = 2.0
+ASK_AGAIN_S = 5.0  # an API that did not answer is left alone for so long, lest each look waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Api:
 
         self.url = url.rstrip("/").removesuffix("/v1")
         self.worker_ids: frozenset[str] = frozenset()  # that it named last
+        self._unreachable: tuple[float, str] | None = None  # since when, and why
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=API_TIMEOUT_S)
 
@@ -113,10 +115,15 @@ class Api:
         """What it says of the last minute; or why there is nothing, in a few words."""
         import httpx
 
+        if self._unreachable is not None and time.monotonic() - self._unreachable[0] < ASK_AGAIN_S:
+            return None, self._unreachable[1]
         try:
             answer = await self._client.get("/cluster")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return None, f"{self.url} cannot be reached: {str(error) or type(error).__name__}; --url names another API"
+            reason = str(error) or type(error).__name__
+            why = f"{self.url} cannot be reached: {reason}; --url names another API"
+            self._unreachable = (time.monotonic(), why)
+            return None, why
         if answer.status_code in (401, 403):
             return None, f"{self.url} asks for a key of scope monitor or admin: --api-key or PDQ_API_KEY"
         return self._read(answer)

@@ -15,15 +15,17 @@ from rich.console import Console
 from rich.live import Live
 
 from broker.client import Broker, display_url, open_broker
-from cli.cluster_state import Api, ClusterState, read_cluster
+from cli.cluster_state import API_TIMEOUT_S, Api, ClusterState, read_cluster
 from cli.health import in_url
 from cli.options import ApiKeyFlag, RedisUrlFlag, settings_from
 from cli.own_cluster import find_own_clusters
 from cli.status_picture import document, picture, rates_between
 from cli.stop_signals import StopSignals
 from cli.terminal import open_console
-from messages import ConfigError
+from messages import BrokerError, ConfigError
 from settings import Settings
+
+PATIENCE_S = API_TIMEOUT_S + 0.5  # a look that takes longer waits for Redis
 
 
 def status(
@@ -70,7 +72,10 @@ async def _show(settings: Settings, api: Api, watch: bool, as_json: bool, interv
         if watch:
             await watcher.run(open_console(), interval_s)
             return
-        state = await watcher.look()
+        try:
+            state = await watcher.look()
+        except RedisError as error:
+            raise BrokerError(f"Redis at {display_url(settings.redis.url)} answers, and not this: {error}") from None
         if as_json:
             typer.echo(json.dumps(document(state), indent=2))
         else:
@@ -112,7 +117,8 @@ class Watcher:
             began = time.monotonic()
             looking = asyncio.create_task(self.look())
             while not looking.done() and not ended.done():
-                await asyncio.wait([looking, ended], timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+                patience_s = max(interval_s, PATIENCE_S) if self._away_since is None else interval_s
+                await asyncio.wait([looking, ended], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 if not looking.done() and not ended.done():
                     self._note_away(began)
                     show()

@@ -15,6 +15,7 @@ from tests.cli.terminal import CTRL_C, CTRL_D, terminal
 from tests.end_to_end.cluster import ROOT, Cluster, free_port, wait_until
 
 FRANCE = "What is the capital of France?"
+STORY = "Tell me a very long story about a queue."  # a few hundred tokens
 PARIS = "The capital of France is Paris.\n"
 
 
@@ -60,7 +61,9 @@ def keyed(demo: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     """An API process of the same cluster that asks for a key: its URL, a key, its name."""
     port, keys = free_port(), KeyFile(tmp_path_factory.mktemp("keys"))
     key = keys.add("alice")
-    name = demo.start("api", PDQ_API__PORT=str(port), PDQ_SECURITY__KEYS_FILE=str(keys.path))
+    name = demo.start(
+        "api", PDQ_API__PORT=str(port), PDQ_SECURITY__KEYS_FILE=str(keys.path), PDQ_STREAM__RECONNECT_S="1"
+    )
     wait_until(lambda: not api_problem("127.0.0.1", port), 60, "a second API process")
     yield f"http://127.0.0.1:{port}", key, name
     demo.kill(name)
@@ -82,8 +85,7 @@ def test_ctrl_c_ends_the_answer_on_the_server_and_the_conversation_goes_on(demo:
     arguments = ("chat", "--url", demo.url, "--temperature", "0", "--max-tokens", "4000")
     with terminal(*arguments) as screen:
         screen.wait_for("> ")
-        screen.press("Count from one to one thousand, in words.\n")
-        screen.wait_for("two")
+        screen.press(f"{STORY}\n")
         demo.busy_process(Role.DECODE)
         screen.press(CTRL_C)
         screen.wait_for("\n> ")
@@ -96,10 +98,8 @@ def test_ctrl_c_ends_the_answer_on_the_server_and_the_conversation_goes_on(demo:
 
 
 def test_one_question_that_is_cut_short_is_exit_code_130(demo: Cluster) -> None:
-    with terminal(
-        "chat", "Count from one to one thousand, in words.", "--url", demo.url, "--temperature", "0"
-    ) as screen:
-        screen.wait_for("two")
+    with terminal("chat", STORY, "--url", demo.url, "--temperature", "0") as screen:
+        demo.busy_process(Role.DECODE)
         screen.press(CTRL_C)
         assert screen.wait_end() == 130 and "Traceback" not in screen.text
 
@@ -111,8 +111,8 @@ def test_a_server_that_goes_away_is_a_sentence_and_the_prompt_comes_back(
     arguments = ("chat", "--url", url, "--temperature", "0", "--max-tokens", "4000")
     with terminal(*arguments, columns=200, environment={"PDQ_API_KEY": key}) as screen:
         screen.wait_for("> ")
-        screen.press("Count from one to one thousand, in words.\n")
-        screen.wait_for("two")
+        screen.press(f"{STORY}\n")
+        demo.busy_process(Role.DECODE)
         demo.kill(name, signal.SIGKILL)
         screen.wait_for("pdq: ")
         screen.wait_for("> ")
@@ -121,3 +121,6 @@ def test_a_server_that_goes_away_is_a_sentence_and_the_prompt_comes_back(
         screen.wait_for("> ")
         screen.press(CTRL_D)
         assert screen.wait_end() == 0 and "Traceback" not in screen.text
+    wait_until(
+        lambda: not any(worker.num_running for worker in demo.workers()), 20, "what nobody reads to be cancelled"
+    )
