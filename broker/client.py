@@ -109,7 +109,8 @@ async def open_broker(
         try:
             await first.ping()
         except (RedisError, OSError) as error:
-            raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {error}; {_remedy(error)}") from None
+            reason = str(error).rstrip(".")
+            raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {reason}; {_remedy(error)}") from None
     client = _open_async_redis(redis, redis.command_timeout_s, is_patient)
     blocking_client = _open_async_redis(redis, redis.command_timeout_s + MAX_BLOCK_MS / 1000, is_patient)
     try:
