@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.forecast import Asked, Supply, most_jobs, places_of, retry_after_s, room_for, supply_of
+from api.forecast import Asked, Supply, most_jobs, places_of, retry_after_s, room_for, supply_of, why_refused
 from broker.backlog import UNBOUNDED, Backlog, Reason, Room, refusal
 from messages import Priority, Role, WorkerState
 from settings import QueueSettings
@@ -121,3 +121,23 @@ def test_retry_after_is_bounded(reason: Reason, supply: Supply, jobs: int, token
     asked = Asked(prompt_tokens=5)
     seconds = retry_after_s(reason, waiting(jobs, tokens, jobs), asked, room_for(asked, supply, SETTINGS), supply)
     assert 1 <= seconds <= 30
+
+
+@pytest.mark.parametrize(
+    ("reason", "asked", "said"),
+    [
+        (Reason.JOBS, Asked(LOW), "the queue is full, 50 low requests may wait; try again in 3 s, or the server takes"),
+        (Reason.JOBS, Asked(LOW), "PDQ_QUEUE__MAX_WAITING=200 or more prefill workers"),
+        (Reason.TOKENS, Asked(), "not come within 2 s; try again in 3 s, or the server takes it with"),
+        (Reason.TOKENS, Asked(), "PDQ_QUEUE__TTFT_LIMIT_S=5 or more prefill workers"),
+        (
+            Reason.TOKENS,
+            Asked(timeout_s=1.5),
+            "within the request's 1.5 s; try again in 3 s, or give it X-Request-Timeout: 5",
+        ),
+        (Reason.TOKENS, Asked(timeout_s=9.0), "PDQ_QUEUE__TTFT_LIMIT_S=5"),
+        (Reason.SEQUENCES, Asked(), "PDQ_QUEUE__PLACE_LIMIT_S=4 or more decode workers"),
+    ],
+)
+def test_a_refusal_says_which_bound_and_what_would_help(reason: Reason, asked: Asked, said: str) -> None:
+    assert said in why_refused(reason, asked, room_for(asked, SUPPLY, SETTINGS), 3, SETTINGS)

@@ -199,3 +199,15 @@ def test_status_table_shows_a_worker() -> None:
         *("decode-1", "loading", "host:7", "3", "1,600", "25%", "loading weights 43 %")
     ]
     assert "jobs on the queues: 4 prefill, 5 (1 high) decode" in capture.get()
+
+
+@pytest.mark.parametrize("command", ["status b1", "status b1 --wait", "cancel b1", "fetch b1"])
+def test_a_batch_of_a_server_that_is_away_is_a_sentence(
+    pdq: RunPdq, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("cli.batch.AWAY_S", 0.0)
+    code, out, err = pdq("batch", *command.split(), "--url", "http://127.0.0.1:9")
+    assert (code, out) == (1, "")
+    assert err.startswith("pdq: http://127.0.0.1:9 cannot be reached") and err.count("\n") == 1
+    code, _, err = pdq("batch", *command.split(), "--url", "somewhere")
+    assert code == 2 and "must look like http://HOST:PORT" in err
