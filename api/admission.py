@@ -17,17 +17,18 @@ from starlette.requests import Request
 from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE, TGI_GENERATE, TGI_GENERATE_STREAM
 from api.errors import BodyTooLarge, WrongModel
 from api.forecast import Asked
-from api.health import largest_request_tokens, needed_roles
+from api.health import needed_roles
 from api.key_lease import lease_of
 from api.parameters import MAX_SEED, Parameters, parse_parameters
 from api.resuming import DETACHED, is_detached
 from api.services import Services
 from api.terms import read_priority, read_timeout_s
 from api.tgi import from_tgi, is_tgi
+from api.token_limits import TokenLimits, token_limits_of
 from broker.deadline import now_ms
 from errors import InvalidRequest, NoWorker
 from messages.request import AnswerParams, GenerationRequest, OutputParams, SamplingParams
-from messages.worker_status import Role, WorkerState, WorkerStatus
+from messages.worker_status import Role, WorkerStatus
 from observability.tracing import valid_traceparent
 from settings.api import ApiSettings
 
@@ -149,9 +150,10 @@ async def admit(
     if wanted.sampling.grammar is not None:
         await services.grammars.check(wanted.sampling.grammar)
     workers = await services.view.workers()
-    limit = token_limit(services, workers)
+    limits = token_limits(services, workers)
+    limit = limits.most
     token_ids = [await tokenize(prompt, wanted.add_special_tokens, limit, services) for prompt in prompts]
-    samplings = [_fitting(wanted, ids, limit, services.settings.api) for ids in token_ids]
+    samplings = [_fitting(wanted, ids, limits, services.settings.api) for ids in token_ids]
     check_workers(services, {worker.role for worker in workers})
     request_id = request.scope["pdq.request_id"]
     request_ids = [request_id] if len(prompts) == 1 else [f"{request_id}-{part}" for part in range(len(prompts))]
@@ -181,16 +183,14 @@ async def admit(
     ]
 
 
-def token_limit(services: Services, workers: Sequence[WorkerStatus]) -> int:
-    """Most tokens, prompt and output together, that the cluster takes."""
-    ready = [worker for worker in workers if worker.state == WorkerState.READY]
-    return largest_request_tokens(
-        ready, services.settings.model.max_total_tokens, services.facts.max_position_embeddings
-    )
+def token_limits(services: Services, workers: Sequence[WorkerStatus]) -> TokenLimits:
+    """How long a request the cluster takes."""
+    return token_limits_of(workers, services.settings.model.max_total_tokens, services.facts.max_position_embeddings)
 
 
-def _fitting(wanted: Wanted, token_ids: Sequence[int], limit: int, settings: ApiSettings) -> SamplingParams:
+def _fitting(wanted: Wanted, token_ids: Sequence[int], limits: TokenLimits, settings: ApiSettings) -> SamplingParams:
     """The sampling for a prompt of these ids. Raises InvalidRequest for one that is not to be had."""
+    limit = limits.most
     sampling = wanted.sampling
     if not token_ids:
         raise InvalidRequest("prompt_ids is empty")
@@ -198,7 +198,8 @@ def _fitting(wanted: Wanted, token_ids: Sequence[int], limit: int, settings: Api
         sampling = structs.replace(sampling, max_new_tokens=max(1, limit - len(token_ids)))
     if len(token_ids) + sampling.max_new_tokens > limit:
         raise InvalidRequest(
-            f"the input prompt token len {len(token_ids)} + max_new_tokens {sampling.max_new_tokens} > {limit}"
+            f"the input prompt token len {len(token_ids)} + max_new_tokens {sampling.max_new_tokens} > {limit}; "
+            f"{limits.advice(len(token_ids), sampling.max_new_tokens)}"
         )
     if sampling.num_prompt_logprobs is not None:
         listed = len(token_ids) * (1 + sampling.num_prompt_logprobs)
@@ -226,7 +227,11 @@ def check_workers(services: Services, registered: set[Role]) -> None:
     for role in needed_roles(services.facts.is_reward):
         grace_s = settings.api.no_worker_timeout_s if role in registered else settings.queue.lease_s
         if services.view.absent_s(role) > grace_s:
-            raise NoWorker(f"Server is busy, no {role} worker is ready, please try again later (Status code: 503)")
+            raise NoWorker(
+                f"Server is busy, no {role} worker is ready, please try again later (Status code: 503): `pdq {role}` "
+                f"starts one, and PDQ_API__NO_WORKER_TIMEOUT_S ({settings.api.no_worker_timeout_s:g}) is how long "
+                "requests wait while one loads"
+            )
 
 
 async def tokenize(prompt: object, add_special_tokens: bool, limit: int, services: Services) -> list[int]:

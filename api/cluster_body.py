@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
-from api.curves import EVERY_S, Point
+from api.curves import EVERY_S, LastMinute, Point
 from api.incidents import Incident
 from api.timelines import Timeline
 from broker.queue_waits import Wait
@@ -37,6 +37,7 @@ def cluster_body(
     workers: Sequence[WorkerStatus],
     waits: Sequence[Wait],
     points: Sequence[Point],
+    last_minute: LastMinute,
     timelines: Sequence[Timeline],
     incidents: Sequence[Incident],
     show_id: ShowId,
@@ -55,6 +56,7 @@ def cluster_body(
                 for one in waits
             ],
             "curves": {"every_s": EVERY_S, **{name: [getattr(point, name) for point in points] for name in names}},
+            "last_minute": {name: getattr(last_minute, name) for name in LastMinute.__struct_fields__},
             "timelines": [_timeline(one, show_id) for one in timelines],
             "incidents": [_incident(one, show_id) for one in incidents],
         }

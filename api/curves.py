@@ -14,6 +14,7 @@ from api.meters import ApiMeters
 EVERY_S = 2.0
 NUM_POINTS = 150  # five minutes
 WINDOW_POINTS = 5  # over which a percentile is taken: ten seconds
+MINUTE_POINTS = 30
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -29,19 +30,32 @@ class Point(msgspec.Struct, frozen=True):
     num_running: int | None
 
 
+class LastMinute(msgspec.Struct, frozen=True):
+    """The last minute as a whole, or the time since the start. None: there was nothing to measure."""
+
+    num_first_tokens: int
+    ttft_p50_ms: float | None
+    ttft_p95_ms: float | None
+    ttft_p99_ms: float | None
+    itl_p50_ms: float | None
+    itl_p95_ms: float | None
+    itl_p99_ms: float | None
+    tokens_per_s: float
+
+
 class Curves:
     """One per API process."""
 
     def __init__(self, meters: ApiMeters) -> None:
         self._meters = meters
         self._points: deque[Point] = deque(maxlen=NUM_POINTS)
-        self._seen: deque[tuple[list[int], list[int], int, int]] = deque(maxlen=WINDOW_POINTS)
+        self._seen: deque[tuple[list[int], list[int], int, int]] = deque(maxlen=MINUTE_POINTS + 1)
         self._remember(0)
 
     def sample(self, now_ms: int, num_waiting: int | None, num_running: int | None) -> None:
         """One more point."""
         first, inter = self._meters.first_token, self._meters.inter_token
-        old_first, old_inter, _, _ = self._seen[0]
+        old_first, old_inter, _, _ = self._seen[max(0, len(self._seen) - WINDOW_POINTS)]
         *_, last_tokens, last_ms = self._seen[-1]
         took_s = (now_ms - last_ms) / 1000 if last_ms else EVERY_S
         ttft = _grown(old_first, first.counts())
@@ -63,6 +77,23 @@ class Curves:
     def points(self) -> list[Point]:
         """All that is kept, in order."""
         return list(self._points)
+
+    def last_minute(self) -> LastMinute:
+        """As of the last sample."""
+        (old_first, old_inter, old_tokens, began_ms), (first, inter, num_tokens, now_ms) = self._seen[0], self._seen[-1]
+        ttft, itl = _grown(old_first, first), _grown(old_inter, inter)
+        bounds, inter_bounds = self._meters.first_token.metric.bounds, self._meters.inter_token.metric.bounds
+        took_s = (now_ms - began_ms) / 1000 if began_ms else max(EVERY_S, (len(self._seen) - 1) * EVERY_S)
+        return LastMinute(
+            num_first_tokens=sum(ttft),
+            ttft_p50_ms=percentile_ms(bounds, ttft, 0.5),
+            ttft_p95_ms=percentile_ms(bounds, ttft, 0.95),
+            ttft_p99_ms=percentile_ms(bounds, ttft, 0.99),
+            itl_p50_ms=percentile_ms(inter_bounds, itl, 0.5),
+            itl_p95_ms=percentile_ms(inter_bounds, itl, 0.95),
+            itl_p99_ms=percentile_ms(inter_bounds, itl, 0.99),
+            tokens_per_s=round((num_tokens - old_tokens) / max(took_s, 0.001), 2),
+        )
 
     def _remember(self, now_ms: int) -> None:
         meters = self._meters

@@ -65,7 +65,7 @@ def room_for(asked: Asked, supply: Supply, settings: QueueSettings) -> Room:
     jobs              the class's share of max_waiting
     tokens ahead      (they + its own) / rate <= ttft_limit_s, where its own count for at most half of the limit, lest
                       a long prompt is refused for ever; and <= the time it has, its own in full
-    sequences ahead   they + its own - places <= what leaves within stall_limit_s, and while the tokens ahead are done
+    sequences ahead   they + its own - places <= what leaves within place_limit_s, and while the tokens ahead are done
 
     Where nothing waits everybody is let in: the rates are what was measured last, and might never be again.
     """
@@ -78,12 +78,12 @@ def room_for(asked: Asked, supply: Supply, settings: QueueSettings) -> Room:
     if rate > 0 and asked.timeout_s is not None:
         tokens_ahead = max(0.0, min(tokens_ahead, asked.timeout_s * rate - own))
     leaving = supply.sequences_per_s
-    is_bounded = leaving > 0 and settings.stall_limit_s > 0
+    is_bounded = leaving > 0 and settings.place_limit_s > 0
     return Room(
         jobs=most_jobs(asked.priority, settings),
         tokens_ahead=tokens_ahead,
         # A request of more choices than there are places gets them one after the other.
-        sequences_ahead=max(asked.num_choices, supply.decode_places + leaving * settings.stall_limit_s)
+        sequences_ahead=max(asked.num_choices, supply.decode_places + leaving * settings.place_limit_s)
         if is_bounded
         else UNBOUNDED,
         sequences_per_token=min(UNBOUNDED, leaving / rate) if is_bounded and rate > 0 else 0.0,
@@ -112,3 +112,35 @@ def retry_after_s(reason: Reason, backlog: Backlog, asked: Asked, room: Room, su
             excess_tokens = too_many * sum(backlog.prefill_tokens) / max(1, num_jobs)
         excess_s = excess_tokens / supply.tokens_per_s
     return math.ceil(min(MOST_RETRY_S, max(LEAST_RETRY_S, excess_s)))
+
+
+def why_refused(reason: Reason, asked: Asked, room: Room, after_s: int, settings: QueueSettings) -> str:
+    """The bound that a request met, when to come again, and what would let it in. Says nothing of others' requests."""
+    again = f"try again in {after_s} s"
+    match reason:
+        case Reason.JOBS:
+            return (
+                f"the queue is full, {room.jobs:.0f} {asked.priority} requests may wait; {again}, or the server takes "
+                f"more with PDQ_QUEUE__MAX_WAITING={2 * settings.max_waiting} or more prefill workers"
+            )
+        case Reason.TOKENS if asked.timeout_s is not None and not _is_by_setting(asked, settings):
+            return (
+                f"the first token would not come within the request's {asked.timeout_s:g} s; {again}, or give it "
+                f"X-Request-Timeout: {math.ceil(asked.timeout_s) + after_s}, or the server another prefill worker"
+            )
+        case Reason.TOKENS:
+            return (
+                f"the first token would not come within {settings.ttft_limit_s:g} s; {again}, or the server takes it "
+                f"with PDQ_QUEUE__TTFT_LIMIT_S={math.ceil(settings.ttft_limit_s) + after_s} or more prefill workers"
+            )
+        case Reason.SEQUENCES:
+            return (
+                f"no place to decode would be free within {settings.place_limit_s:g} s; {again}, or the server "
+                f"takes it with PDQ_QUEUE__PLACE_LIMIT_S={math.ceil(settings.place_limit_s) + after_s} or more decode "
+                "workers"
+            )
+
+
+def _is_by_setting(asked: Asked, settings: QueueSettings) -> bool:
+    """Whether it is the setting that bounds the tokens ahead, and not the time that the request has."""
+    return bool(settings.ttft_limit_s) and settings.ttft_limit_s <= (asked.timeout_s or math.inf)

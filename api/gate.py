@@ -7,8 +7,8 @@ itself, where Redis judges by what waits at that moment, whichever API process p
 import time
 
 from api.cluster_view import ClusterView
-from api.forecast import Asked, retry_after_s, room_for, supply_of
-from broker.backlog import Backlog, Refused, refusal
+from api.forecast import Asked, Supply, retry_after_s, room_for, supply_of, why_refused
+from broker.backlog import Backlog, Reason, Refused, Room, refusal
 from broker.deadline import now_ms
 from broker.request_log import RequestLog
 from messages.request import GenerationRequest
@@ -33,9 +33,7 @@ class Gate:
         room = room_for(asked, supply, self._settings)
         reason = refusal(self._backlog, asked.priority, asked.num_choices, room)
         if reason is not None:
-            refused = Refused(reason, self._backlog)
-            refused.retry_after_s = retry_after_s(reason, self._backlog, asked, room, supply)
-            raise refused
+            raise self._refused(reason, self._backlog, asked, room, supply)
 
     async def create(self, request: GenerationRequest) -> None:
         """Create the request if there is room. Raises Refused, InvalidRequest (its id is in use), RedisError."""
@@ -47,9 +45,14 @@ class Gate:
             backlog = await self._requests.create(request, room=room)
         except Refused as refused:
             self._know(refused.backlog)
-            refused.retry_after_s = retry_after_s(refused.reason, refused.backlog, asked, room, supply)
-            raise
+            raise self._refused(refused.reason, refused.backlog, asked, room, supply) from None
         self._know(backlog.plus(asked.priority, asked.num_choices, asked.num_choices * asked.prompt_tokens))
+
+    def _refused(self, reason: Reason, backlog: Backlog, asked: Asked, room: Room, supply: Supply) -> Refused:
+        after_s = retry_after_s(reason, backlog, asked, room, supply)
+        refused = Refused(reason, backlog, why_refused(reason, asked, room, after_s, self._settings))
+        refused.retry_after_s = after_s
+        return refused
 
     def _know(self, backlog: Backlog) -> None:
         self._backlog, self._known_until_s = backlog, time.monotonic() + KNOWN_FOR_S

@@ -185,7 +185,10 @@ class Generation:
         no_worker_timeout_s = services.settings.api.no_worker_timeout_s
         # Quiet as well as absent: one worker of the other role may still be streaming.
         if min(absent_s, quiet_s) >= no_worker_timeout_s:
-            error = NoWorker(f"no live {role} worker for {no_worker_timeout_s:g} s (Status code: 503)")
+            error = NoWorker(
+                f"no live {role} worker for {no_worker_timeout_s:g} s (Status code: 503): `pdq {role}` starts one, and "
+                f"PDQ_API__NO_WORKER_TIMEOUT_S={2 * no_worker_timeout_s:g} has requests wait longer"
+            )
             event = TokenEvent(finish_reason=FinishReason.ERROR, error=str(error), error_status=error.status)
             await self._finish(choice, event)
             self._note_failure(choice)

@@ -25,12 +25,6 @@ def lacking_roles(workers: Sequence[WorkerStatus], roles: Sequence[Role], no_pro
     return [role for role in roles if role not in filled]
 
 
-def largest_request_tokens(workers: Sequence[WorkerStatus], settings_tokens: int, model_tokens: int) -> int:
-    """Most tokens, prompt and output together, that every worker can hold. `model_tokens` 0: no bound of its own."""
-    bounds = [settings_tokens, model_tokens, *(worker.capacity_tokens for worker in workers)]
-    return min(bound for bound in bounds if bound > 0)
-
-
 def capacity_tokens(workers: Sequence[WorkerStatus], role: Role) -> int:
     """KV tokens of the workers of `role` that hold or take sequences."""
     holding = (WorkerState.READY, WorkerState.DRAINING)

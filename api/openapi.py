@@ -258,6 +258,7 @@ _CLUSTER = _object(
     workers=_LIST,
     queues=_LIST,
     curves={"type": "object"},
+    last_minute={"type": "object"},
     timelines=_LIST,
     incidents=_LIST,
 )

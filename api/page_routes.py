@@ -46,6 +46,7 @@ async def cluster(request: Request) -> Response:
         workers=await services.view.workers(),
         waits=await read_waits(services.broker.redis, services.broker.keys),
         points=lookout.curves.points(),
+        last_minute=lookout.curves.last_minute(),
         timelines=lookout.timelines.latest(),
         incidents=lookout.incidents.latest(),
         show_id=str if may_see_ids else digest_of,

@@ -16,6 +16,7 @@ from bench.load import Load, Outcome, run_workload
 from bench.machine import CpuClock, CpuUse, read_machine
 from bench.options import (
     DEFAULT_URL,
+    ApiKey,
     ArrivalSeed,
     Duration,
     ExtraBody,
@@ -59,6 +60,7 @@ app.command("relay")(relay)
 def bench(
     context: typer.Context,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
     style: Style = StyleName.LIGHTLLM,
     model: ModelName = "",
     extra_body: ExtraBody = "",
@@ -102,7 +104,7 @@ def bench(
         wire = wire_style(style, model, extra_body, tokenizer)
         chosen = build_workload(workload.value if workload else None, overrides)
         outcome, cpu = uvloop.run(
-            _measure(console, url, wire, prompts, idle_timeout_s, chosen, seed, warmup, server_pid)
+            _measure(console, url, api_key, wire, prompts, idle_timeout_s, chosen, seed, warmup, server_pid)
         )
     summaries = [summarize(group, outcome.records, outcome.start_s, limits) for group in chosen.groups]
     print_run(console, label, chosen, summaries, limits, cpu, machine)
@@ -132,6 +134,7 @@ def bench(
 async def _measure(
     console: Console,
     url: str,
+    api_key: str,
     wire: WireStyle,
     prompts: PromptSource,
     idle_timeout_s: float,
@@ -141,7 +144,7 @@ async def _measure(
     server_pid: int | None,
 ) -> tuple[Outcome, CpuUse]:
     """Warm up, then the measured phase."""
-    load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
+    load = Load(await resolve(url, wire.PATH, api_key), wire, prompts, idle_timeout_s)
     if num_warmup:
         warmed = await run_workload(load, warmup_of(workload, num_warmup), seed, lambda record: None)
         failures = [record.failure for record in warmed.records if record.failure is not None]

@@ -8,7 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from bench.response_decoder import BadResponse, ResponseDecoder
 from errors import ConfigError
 
 MAX_ERROR_BODY_BYTES = 2000
+CRLF = "\r\n"
 
 OnData = Callable[[bytes, float], None]  # (what follows `data:`, time.perf_counter() of its arrival)
 
@@ -29,11 +30,13 @@ class Target:
     host_header: str
     path: str
     tls_name: str | None = None  # None: plain HTTP
+    api_key: str = field(default="", repr=False)
 
     def head(self, body: bytes) -> bytes:
         """The request head. One request per connection: every client here is a new one."""
         return (
             f"POST {self.path} HTTP/1.1\r\nHost: {self.host_header}\r\nContent-Type: application/json\r\n"
+            f"{f'Authorization: Bearer {self.api_key}' + CRLF if self.api_key else ''}"
             f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode("ascii")
 
@@ -49,8 +52,10 @@ class Answer:
     bad_response: str = ""  # why the bytes are no HTTP
 
 
-async def resolve(url: str, path: str) -> Target:
+async def resolve(url: str, path: str, api_key: str = "") -> Target:
     """The target of `url` + `path`; of several addresses, the first that accepts a connection. Raises ConfigError."""
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise ConfigError("--api-key: holds a character that no header may have")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--url {url!r}: must look like http://HOST:PORT")
@@ -72,7 +77,7 @@ async def resolve(url: str, path: str) -> Target:
         address = candidate
         break
     host_header = parts.netloc.rpartition("@")[2]
-    return Target(address, port, host_header, parts.path.rstrip("/") + path, tls_name)
+    return Target(address, port, host_header, parts.path.rstrip("/") + path, tls_name, api_key)
 
 
 async def post_stream(target: Target, body: bytes, on_data: OnData, idle_timeout_s: float) -> Answer:

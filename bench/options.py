@@ -37,6 +37,15 @@ ExtraBody = Annotated[str, typer.Option(help="OpenAI style: JSON of more fields 
 TokenizerFile = Annotated[
     Path | None, typer.Option("--tokenizer", help="OpenAI style: send text, made with this tokenizer.json, not ids.")
 ]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key",
+        envvar="PDQ_API_KEY",
+        help="Where keys are asked for; prefer the variable, which other users cannot see.",
+        show_default=False,
+    ),
+]
 PromptSeed = Annotated[int | None, typer.Option(help="Seed of the prompts; default: a fresh one (caches).")]
 MinTokenId = Annotated[int, typer.Option(min=0, help="Lowest token id in prompts (above the special tokens).")]
 MaxTokenId = Annotated[int, typer.Option(min=1, help="Highest token id in prompts (inside the vocabulary).")]

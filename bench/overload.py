@@ -21,6 +21,7 @@ from bench.load import Load, Outcome, build_body, run_workload, send_request
 from bench.machine import Machine, read_machine
 from bench.options import (
     DEFAULT_URL,
+    ApiKey,
     ArrivalSeed,
     IdleTimeout,
     JsonFile,
@@ -50,6 +51,7 @@ COMPUTED = "pdq_prefilled_tokens_total{"
 
 def overload(
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
     style: Style = StyleName.LIGHTLLM,
     model: ModelName = "",
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight while capacity is measured.")] = 8,
@@ -80,7 +82,7 @@ def overload(
         wire = wire_style(style, model)
 
         async def measure() -> tuple[float, OverloadReport]:
-            load = Load(await resolve(url, wire.PATH), wire, prompts, idle_timeout_s)
+            load = Load(await resolve(url, wire.PATH, api_key), wire, prompts, idle_timeout_s)
             idle = await _probe(load, "idle", NUM_IDLE)
             rate_rps = request_rate
             if rate_rps is None:
@@ -126,7 +128,7 @@ async def _overload(
 ) -> OverloadReport:
     assert group.duration_s is not None
     await asyncio.sleep(SETTLE_S)
-    before = await _computed_tokens(url)
+    before = await _computed_tokens(url, load.target.api_key)
     end_s = time.perf_counter() + group.duration_s
     running = asyncio.create_task(run_workload(load, Workload("overload", (group,)), seed, lambda record: None))
     await asyncio.sleep(group.duration_s)
@@ -137,7 +139,7 @@ async def _overload(
         recovered = recovery_s(probes, idle, end_s)
     outcome = await running
     await asyncio.sleep(SETTLE_S)
-    after = await _computed_tokens(url)
+    after = await _computed_tokens(url, load.target.api_key)
     computed = None
     if before is not None and after is not None:
         computed = after - before - sum(probe.prompt_tokens for probe in probes if probe.succeeded)
@@ -158,11 +160,13 @@ def _capacity_rps(outcome: Outcome) -> float:
     return len(ends_s) / (max(ends_s) - outcome.start_s) if ends_s else 0.01
 
 
-async def _computed_tokens(url: str) -> int | None:
-    """What all prefill workers have computed so far; None when the server does not say."""
+async def _computed_tokens(url: str, api_key: str) -> int | None:
+    """What all prefill workers have computed so far; None when the server does not say, or not to this key."""
 
     def read() -> str:
-        with urllib.request.urlopen(url.rstrip("/") + "/metrics", timeout=10) as answer:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        request = urllib.request.Request(url.rstrip("/") + "/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return str(answer.read(), "utf-8", "replace")
 
     try:

@@ -15,6 +15,7 @@ from bench.load import Load
 from bench.machine import read_machine
 from bench.options import (
     DEFAULT_URL,
+    ApiKey,
     IdleTimeout,
     JsonFile,
     Label,
@@ -34,6 +35,7 @@ from settings.loading import load_settings
 
 def queue_path(
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
     model: Annotated[str | None, typer.Option(help="The model the server serves; default: PDQ_MODEL__PATH.")] = None,
     num_requests: Annotated[int, typer.Option(min=1, help="Prompts measured on both ways.")] = 30,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of each prompt.")] = 128,
@@ -68,7 +70,7 @@ def queue_path(
         in_process = InProcessPrefill(settings, prompt_tokens, threads, _report_to(console))
         with StepBar(console, "in turn", num_requests + warmup) as bar:
             ttfts_s, prefills_s = uvloop.run(
-                _measure(url, prompts, idle_timeout_s, group, warmup, in_process.prefill, bar.advance)
+                _measure(url, api_key, prompts, idle_timeout_s, group, warmup, in_process.prefill, bar.advance)
             )
     result = compare(ttfts_s, prefills_s)
     _print(console, f"{label or 'queue path'} · {describe(group)} · {in_process.description}", result)
@@ -93,6 +95,7 @@ def queue_path(
 
 async def _measure(
     url: str,
+    api_key: str,
     prompts: PromptSource,
     idle_timeout_s: float,
     group: Group,
@@ -100,7 +103,7 @@ async def _measure(
     prefill: Callable[[list[int]], float],
     on_end: Callable[[], None],
 ) -> tuple[list[float], list[float]]:
-    load = Load(await resolve(url, lightllm_style.PATH), lightllm_style, prompts, idle_timeout_s)
+    load = Load(await resolve(url, lightllm_style.PATH, api_key), lightllm_style, prompts, idle_timeout_s)
     return await measure_in_turn(load, group, num_warmup, prefill, on_end)
 
 

@@ -41,8 +41,14 @@ class Run:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command line as a shell takes it."""
-    return shlex.join(arguments)
+    """The command line as a shell takes it, without an API key."""
+    shown = list(arguments)
+    for place, argument in enumerate(shown):
+        if argument.startswith("--api-key="):
+            shown[place] = "--api-key=***"
+        elif argument == "--api-key" and place + 1 < len(shown):
+            shown[place + 1] = "***"
+    return shlex.join(shown)
 
 
 def raw_times(records: Sequence[RequestRecord], start_s: float) -> list[dict[str, Any]]:

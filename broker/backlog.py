@@ -64,8 +64,9 @@ class Room:
 class Refused(QueueFull):
     """A request was refused in the face of `backlog`."""
 
-    def __init__(self, reason: Reason, backlog: Backlog) -> None:
-        super().__init__(BUSY)
+    def __init__(self, reason: Reason, backlog: Backlog, why: str = "") -> None:
+        """`why`: what is known of the cause, and what would help."""
+        super().__init__(f"{BUSY}: {why}" if why else BUSY)
         self.reason, self.backlog = reason, backlog
 
 

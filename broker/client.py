@@ -10,7 +10,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool as SyncConnectionPool
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from broker.address import MasterAddress, parse_address
@@ -115,7 +115,8 @@ async def open_broker(
         try:
             await first.ping()
         except (RedisError, OSError) as error:
-            raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {error}") from None
+            reason = str(error).rstrip(".")
+            raise BrokerError(f"Redis at {display_url(redis.url)} cannot be used: {reason}; {_remedy(error)}") from None
     client = _open_async_redis(redis, redis.command_timeout_s, is_patient)
     blocking_client = _open_async_redis(redis, redis.command_timeout_s + MAX_BLOCK_MS / 1000, is_patient)
     try:
@@ -123,6 +124,16 @@ async def open_broker(
     finally:
         await client.aclose()
         await blocking_client.aclose()
+
+
+def _remedy(error: Exception) -> str:
+    """What may help against a Redis that cannot be used."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return "name its user and password with PDQ_REDIS__USERNAME and PDQ_REDIS__PASSWORD_FILE"
+    return (
+        "start one (`redis-server`; `pdq serve` without --redis-url brings its own), or say where it is with "
+        "--redis-url or PDQ_REDIS__URL=redis://HOST:6379/0"
+    )
 
 
 def open_sync_redis(settings: RedisSettings, timeout_s: float | None = None) -> SyncRedis:

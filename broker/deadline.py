@@ -25,7 +25,10 @@ def is_past(request: GenerationRequest, at_ms: int, tolerance_s: float = 0.0) ->
 def deadline_error(request: GenerationRequest) -> DeadlineExceeded:
     """What the client is told."""
     timeout_s = (request.deadline_ms - request.created_ms) / 1000
-    return DeadlineExceeded(f"the request was not done within its {timeout_s:g} s (Status code: 504)")
+    return DeadlineExceeded(
+        f"the request was not done within its {timeout_s:g} s (Status code: 504): ask for fewer tokens, or give it "
+        f"X-Request-Timeout: {2 * timeout_s:g} (without one, PDQ_API__REQUEST_TIMEOUT_S holds)"
+    )
 
 
 def deadline_event(request: GenerationRequest) -> TokenEvent:

@@ -1,26 +1,29 @@
 """`pdq batch`: the worker that runs batches; and for people, batches submitted to, watched and fetched from any server.
 
-The latter know HTTP and OpenAI's API alone: the server is the one at --url.
+The latter know the terminal alone: what is said to the server at --url is batch_client.py's.
 """
 
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.options import RedisUrlFlag, settings_from
+from cli.batch_client import BatchClient, BatchFailed, ServerAway, read_key
+from cli.options import ApiKeyFlag, RedisUrlFlag, settings_from
 from errors import ConfigError
 from telemetry import configure_logging
 
 app = typer.Typer(help="Run batches; submit, watch and fetch them.", invoke_without_command=True)
 
 POLL_S = 0.5
+AWAY_S = 60.0  # for how long a server that restarts is waited for
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 UrlFlag = Annotated[str, typer.Option("--url", envvar="PDQ_BATCH__API_URL", help="The server.")]
@@ -70,17 +73,15 @@ def submit(
     window: Annotated[str, typer.Option(help="How long it may take, as 24h, 30m, 7d.")] = "24h",
     wait: Annotated[bool, typer.Option("--wait", help="Stay until it has ended, and show how far it is.")] = False,
     url: UrlFlag = DEFAULT_URL,
+    api_key: ApiKeyFlag = "",
     key_file: KeyFlag = None,
 ) -> None:
-    """Upload a file and begin a batch; prints the batch's id."""
-    with _client(url, key_file) as client, file.open("rb") as content:
-        files = {"file": (file.name, content, "application/jsonl")}
-        uploaded = _said(client.post("/v1/files", data={"purpose": "batch"}, files=files))
-        asked = {"input_file_id": uploaded["id"], "endpoint": endpoint, "completion_window": window}
-        made = _said(client.post("/v1/batches", json=asked))
+    """Upload a file and begin a batch; prints the batch's id. Exits with 1 when it is refused."""
+    with _server(url, api_key, key_file) as server, file.open("rb") as content:
+        made = server.begin(server.upload(file.name, content), endpoint, window)
         typer.echo(made["id"])
         if wait:
-            _watch(client, made["id"])
+            _watch(server, made["id"])
 
 
 @app.command()
@@ -88,14 +89,15 @@ def status(
     batch_id: Annotated[str, typer.Argument(metavar="ID", help="The batch.")],
     wait: Annotated[bool, typer.Option("--wait", help="Stay until it has ended.")] = False,
     url: UrlFlag = DEFAULT_URL,
+    api_key: ApiKeyFlag = "",
     key_file: KeyFlag = None,
 ) -> None:
     """Say how far a batch is. Exits with 1 when it ended otherwise than completed."""
-    with _client(url, key_file) as client:
+    with _server(url, api_key, key_file) as server:
         if wait:
-            _watch(client, batch_id)
+            _watch(server, batch_id)
             return
-        found = _said(client.get(f"/v1/batches/{batch_id}"))
+        found = server.find(batch_id)
     typer.echo(_line(found))
     if found["status"] not in (*OPEN, "completed"):
         raise typer.Exit(1)
@@ -105,11 +107,12 @@ def status(
 def cancel(
     batch_id: Annotated[str, typer.Argument(metavar="ID", help="The batch.")],
     url: UrlFlag = DEFAULT_URL,
+    api_key: ApiKeyFlag = "",
     key_file: KeyFlag = None,
 ) -> None:
     """Run no more lines of a batch."""
-    with _client(url, key_file) as client:
-        typer.echo(_line(_said(client.post(f"/v1/batches/{batch_id}/cancel"))))
+    with _server(url, api_key, key_file) as server:
+        typer.echo(_line(server.cancel(batch_id)))
 
 
 @app.command()
@@ -118,17 +121,29 @@ def fetch(
     out: OutFlag = None,
     errors: ErrorsFlag = None,
     url: UrlFlag = DEFAULT_URL,
+    api_key: ApiKeyFlag = "",
     key_file: KeyFlag = None,
 ) -> None:
     """Get the answers of a batch, and its failed lines."""
-    with _client(url, key_file) as client:
-        found = _said(client.get(f"/v1/batches/{batch_id}"))
+    with _server(url, api_key, key_file) as server:
+        found = server.find(batch_id)
         if found["status"] in OPEN:
-            raise ConfigError(f"{batch_id} has not ended: {_line(found)}")
-        _save(client, found["output_file_id"], out)
+            raise BatchFailed(f"{batch_id} has not ended: {_line(found)}; `pdq batch status {batch_id} --wait` waits")
+        _save(server, found["output_file_id"], out, "--out")
         if errors is not None:
-            _save(client, found["error_file_id"], errors)
+            _save(server, found["error_file_id"], errors, "--errors")
     typer.echo(_line(found), err=True)
+
+
+@contextmanager
+def _server(url: str, api_key: str, key_file: Path | None) -> Iterator[BatchClient]:
+    """The server. What it refuses is a sentence and exit code 1."""
+    with BatchClient(url, api_key if key_file is None else read_key(key_file)) as client:
+        try:
+            yield client
+        except BatchFailed as error:
+            typer.echo(f"pdq: {error}", err=True)
+            raise typer.Exit(1) from None
 
 
 def _room() -> Any:
@@ -141,41 +156,31 @@ def _room() -> Any:
     return process
 
 
-def _client(url: str, key_file: Path | None) -> httpx.Client:
-    headers = {}
-    if key_file is not None:
-        try:
-            headers["Authorization"] = f"Bearer {key_file.read_text(encoding='utf-8').strip()}"
-        except OSError as error:
-            raise ConfigError(f"--key-file = {key_file}: {error.strerror}") from None
-    return httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False)
-
-
-def _said(response: httpx.Response) -> dict[str, Any]:
-    """The answer. Raises ConfigError with the server's words."""
-    if response.is_success:
-        said: dict[str, Any] = response.json()
-        return said
-    try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:200]
-    raise ConfigError(f"{response.request.url}: {response.status_code}, {message}")
-
-
-def _watch(client: httpx.Client, batch_id: str) -> None:
+def _watch(server: BatchClient, batch_id: str) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("validating", total=None)
-        while True:
-            found = _said(client.get(f"/v1/batches/{batch_id}"))
-            counts = found["request_counts"]
-            done = counts["completed"] + counts["failed"]
-            progress.update(bar, description=found["status"], total=counts["total"] or None, completed=done)
-            if found["status"] not in OPEN:
-                break
-            time.sleep(POLL_S)
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("validating", total=None)
+            reached_s = time.monotonic()
+            while True:
+                try:
+                    found, reached_s = server.find(batch_id), time.monotonic()
+                except ServerAway:
+                    if time.monotonic() - reached_s > AWAY_S:
+                        raise
+                    progress.update(bar, description="no answer")
+                    time.sleep(POLL_S)
+                    continue
+                counts = found["request_counts"]
+                done = counts["completed"] + counts["failed"]
+                progress.update(bar, description=found["status"], total=counts["total"] or None, completed=done)
+                if found["status"] not in OPEN:
+                    break
+                time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        typer.echo(f"the batch goes on: `pdq batch status {batch_id} --wait`, `pdq batch cancel {batch_id}`", err=True)
+        raise
     typer.echo(_line(found), err=True)
     for problem in (found["errors"] or {"data": []})["data"]:
         where = f"line {problem['line']}: " if problem["line"] else ""
@@ -192,20 +197,16 @@ def _line(found: dict[str, Any]) -> str:
     )
 
 
-def _save(client: httpx.Client, file_id: str | None, path: Path | None) -> None:
-    if file_id is None:
-        if path is not None:
-            path.write_bytes(b"")
+def _save(server: BatchClient, file_id: str | None, path: Path | None, flag: str) -> None:
+    chunks = server.read(file_id) if file_id is not None else iter(())
+    if path is None:
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
         return
-    with client.stream("GET", f"/v1/files/{file_id}/content") as response:
-        if not response.is_success:
-            response.read()
-            _said(response)
-        if path is None:
-            for chunk in response.iter_bytes():
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-            return
+    try:
         with path.open("wb") as target:
-            for chunk in response.iter_bytes():
+            for chunk in chunks:
                 target.write(chunk)
+    except OSError as error:
+        raise ConfigError(f"{flag} = {path}: {error.strerror}") from None

@@ -14,6 +14,8 @@ from cli.chat_client import ChatClient, ChatFailed, Message
 from cli.health import probe_address
 from cli.options import settings_from
 
+INTERRUPTED_EXIT_CODE = 130  # as shells have it: 128 + SIGINT
+
 COMMANDS = {
     "/help": "these lines",
     "/new": "begin anew; the system's message stays",
@@ -55,7 +57,8 @@ def chat(
         str | None, typer.Option(help="The server, with /v1 or without it.", show_default="PDQ_API__HOST and __PORT")
     ] = None,
     api_key: Annotated[
-        str, typer.Option(envvar="OPENAI_API_KEY", help="Where keys are asked for.", show_default=False)
+        str,
+        typer.Option(envvar=["PDQ_API_KEY", "OPENAI_API_KEY"], help="Where keys are asked for.", show_default=False),
     ] = "",
     model: Annotated[str, typer.Option(help="Its name.", show_default="the first that is served")] = "",
     system: Annotated[str, typer.Option(help="What the model is told first.", show_default=False)] = "",
@@ -64,7 +67,7 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends; /help lists the commands.
 
-    With QUESTION, exit code 1 when there is no answer.
+    With QUESTION, exit code 1 when there is no answer and 130 when Ctrl-C cut it short.
     """
     if url is None:
         api = settings_from().api
@@ -76,7 +79,9 @@ def chat(
         try:
             name = model or client.first_model()
             if question is not None:
-                _say(client.answer(name, Conversation(system).asked(question), more))
+                _, is_whole = _say(client.answer(name, Conversation(system).asked(question), more))
+                if not is_whole:
+                    raise typer.Exit(INTERRUPTED_EXIT_CODE)
                 return
         except ChatFailed as error:
             typer.echo(f"pdq: {error}", err=True)
@@ -106,7 +111,8 @@ def _talk(client: ChatClient, model: str, conversation: Conversation, more: dict
         if not line:
             continue
         try:
-            conversation.answered(line, _say(client.answer(model, conversation.asked(line), more)))
+            said, _ = _say(client.answer(model, conversation.asked(line), more))
+            conversation.answered(line, said)
         except ChatFailed as error:
             typer.echo(f"pdq: {error}", err=True)
 
@@ -129,9 +135,9 @@ def _command(line: str, conversation: Conversation) -> str:
     return f"{name} is no command; /help lists them"
 
 
-def _say(answer: Iterator[str]) -> str:
-    """Print the answer as it comes; all of it. Ctrl-C ends it, and the server stops, too."""
-    said = ""
+def _say(answer: Iterator[str]) -> tuple[str, bool]:
+    """Print the answer as it comes; what was said, and whether that is all. Ctrl-C ends it, on the server too."""
+    said, is_whole = "", True
     with closing(answer):  # type: ignore[type-var]
         try:
             for text in answer:
@@ -139,7 +145,7 @@ def _say(answer: Iterator[str]) -> str:
                 typer.echo(text, nl=False)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            pass
+            is_whole = False
         finally:
             typer.echo()
-    return said
+    return said, is_whole

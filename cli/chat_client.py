@@ -101,7 +101,7 @@ class ChatClient:
             said = answer.text[:200]
         hint = ""
         if answer.status_code == 401:
-            hint = "; give a key with --api-key or OPENAI_API_KEY (`pdq key new` makes one)"
+            hint = "; give a key with --api-key, PDQ_API_KEY or OPENAI_API_KEY (`pdq key new` makes one)"
         elif answer.status_code in (429, 503):
             hint = f"; try again in {answer.headers.get('retry-after', 'a few')} s"
         raise ChatFailed(f"{self._url} answered {answer.status_code}: {said}{hint}")

@@ -15,7 +15,7 @@ from typing import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
-_PARENT_DEATH = ROOT / "engine" / "parent_death.py"
+PARENT_DEATH = ROOT / "engine" / "parent_death.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def start_child(command: Sequence[str], environment: Mapping[str, str]) ->
     output, pipe, write_end = await open_output()
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_PARENT_DEATH), str(os.getpid())),
+            *(sys.executable, "-I", "-S", str(PARENT_DEATH), str(os.getpid())),
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=write_end,

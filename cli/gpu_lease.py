@@ -38,7 +38,10 @@ def lease_gpus(gpus: Sequence[Gpu], count: int, share: int, directory: Path, own
     `owner` is what others are told. Raises NoFreeGpu, and DeviceError when so many GPUs can never be had.
     """
     if len(gpus) < count:
-        raise DeviceError(f"this worker wants {count} GPUs, and there are {len(gpus)}: lower its TENSOR_PARALLEL")
+        raise DeviceError(
+            f"this worker wants {count} GPUs, and there are {len(gpus)}: lower its TENSOR_PARALLEL (PDQ_PREFILL__ or "
+            f"PDQ_DECODE__TENSOR_PARALLEL) to {len(gpus)}, or name more in PDQ_GPU__UUIDS"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Held while choosing: of two workers that want two GPUs each, neither is left with one.

@@ -6,33 +6,54 @@ Holds torch only once it runs.
 import asyncio
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 
 from bench.doctor.check import Check, Finding, Verdict
-from broker.client import display_url, open_broker
+from cli.contradictions import contradictions
 from cli.embedded_redis import find_redis_server
 from cli.gpu_inventory import list_gpus
 from cli.health import is_api_here
 from cli.listen_port import reserve_port
+from cli.machine_checks import disk, huge_pages, open_files, processor
+from cli.redis_checks import redis_findings
 from cli.shm_room import SHM, are_pools_in_shm, shm_room
 from errors import ConfigError
 from messages.worker_status import Role
 from settings.loading import Settings
 
+VERSION_TIMEOUT_S = 10.0
+
 
 def host_checks(settings: Settings) -> Mapping[str, Check]:
     """By title, in the order in which they are run."""
     return {
+        "settings": partial(together, settings),
         "Python": python,
         "torch": torch_and_gpus,
-        "Redis": partial(redis, settings),
-        "shared memory": partial(shared_memory, settings),
+        "processor": processor,
         "CPU kernels": partial(cpu_kernels, settings),
+        "huge pages": huge_pages,
+        "shared memory": partial(shared_memory, settings),
+        "open files": partial(open_files, settings),
+        "disk": partial(disk, settings),
+        "Redis": partial(redis, settings),
         "model": partial(model, settings),
         "port": partial(port, settings),
     }
+
+
+def together(settings: Settings) -> Iterator[Finding]:
+    """Whether the settings go together."""
+    found = list(contradictions(settings))
+    for one in found:
+        verdict = Verdict.FAIL if one.is_fatal else Verdict.WARN
+        yield Finding("settings", verdict, one.text, "`pdq config show --changed` says what is set and where")
+    if not found:
+        yield Finding("settings", Verdict.OK, "they go together")
 
 
 def python() -> Iterator[Finding]:
@@ -63,15 +84,17 @@ def torch_and_gpus() -> Iterator[Finding]:
 def redis(settings: Settings) -> Iterator[Finding]:
     """The Redis that is named, or the one that `pdq serve` starts."""
     if "url" in settings.redis.model_fields_set:
-        asyncio.run(_connect(settings))  # raises what to do
-        yield Finding("Redis", Verdict.OK, f"{display_url(settings.redis.url)} answers")
+        yield from asyncio.run(redis_findings(settings))  # raises what to do
+        return
+    binary = find_redis_server()
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S)
+    said = f"`pdq serve` starts {binary}: {' '.join(version.stdout.split()[:3]) or version.stderr.strip()}"
+    if version.returncode:
+        yield Finding(
+            "Redis", Verdict.FAIL, said, "it does not run here: install another, or name one with --redis-url"
+        )
     else:
-        yield Finding("Redis", Verdict.OK, f"`pdq serve` starts {find_redis_server()}")
-
-
-async def _connect(settings: Settings) -> None:
-    async with open_broker(settings.redis, settings.queue, settings.stream):
-        pass
+        yield Finding("Redis", Verdict.OK, said)
 
 
 def shared_memory(settings: Settings) -> Iterator[Finding]:
@@ -83,7 +106,7 @@ def shared_memory(settings: Settings) -> Iterator[Finding]:
     said = f"the transport's self-test passes; {room}"
     figures = {"free_bytes": float(room.free_bytes), "total_bytes": float(room.total_bytes)}
     lacking = room.lacks_for(settings, {Role.PREFILL: 1, Role.DECODE: 1}) if are_pools_in_shm(settings) else None
-    more = "lower PDQ_KV__POOL_BYTES, or raise the container's shm_size"
+    more = room.remedy(settings, {Role.PREFILL: 1, Role.DECODE: 1})
     pool = f"{settings.kv.pool_bytes / 2**30:.1f} GiB"
     if lacking is Role.PREFILL:
         yield Finding("shared memory", Verdict.FAIL, said, f"a prefill worker takes {pool}: {more}", figures)
@@ -102,7 +125,8 @@ def cpu_kernels(settings: Settings) -> Iterator[Finding]:
     library = cpu_build.load(settings.model.cache_dir, lines.append)
     if library is not None:
         built = "built just now" if lines else "there already"
-        yield Finding("CPU kernels", Verdict.OK, f"{built}, and this CPU can run them")
+        compiler = shutil.which("g++") or shutil.which("c++") or "none, and none is needed"
+        yield Finding("CPU kernels", Verdict.OK, f"{built}, and this CPU can run them; compiler: {compiler}")
         return
     said = lines[-1] if lines else f"there are none for {platform.machine()}, torch's own are used"
     yield Finding("CPU kernels", Verdict.WARN, said, "install g++; on a CPU that cannot run them nothing helps")
@@ -125,14 +149,18 @@ def model(settings: Settings) -> Iterator[Finding]:
 
 
 def port(settings: Settings) -> Iterator[Finding]:
-    """Whether the API could listen."""
-    host, number = settings.api.host, settings.api.port
+    """Whether the API could listen, and the first worker's metrics."""
+    yield _port("port", settings.api.host, settings.api.port)
+    if settings.metrics.port:
+        yield _port("metrics port", settings.metrics.host, settings.metrics.port)
+
+
+def _port(subject: str, host: str, number: int) -> Finding:
     try:
         reserve_port(host, number)
     except ConfigError as error:
+        remedy = str(error) if subject == "port" else f"choose another with PDQ_METRICS__PORT: {error}"
         if is_api_here(host, number):
-            yield Finding("port", Verdict.WARN, f"{number} on {host} is taken, maybe by a running pdq", str(error))
-        else:
-            yield Finding("port", Verdict.FAIL, f"{number} on {host} cannot be had", str(error))
-    else:
-        yield Finding("port", Verdict.OK, f"{host}:{number} can be listened on")
+            return Finding(subject, Verdict.WARN, f"{number} on {host} is taken, maybe by a running pdq", remedy)
+        return Finding(subject, Verdict.FAIL, f"{number} on {host} cannot be had", remedy)
+    return Finding(subject, Verdict.OK, f"{host}:{number} can be listened on")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cli.options import settings_from
+from cli.terminal import open_console
 from errors import ConfigError
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
@@ -66,7 +66,7 @@ def list_keys(file: FileFlag = None) -> None:
         limits = (key.requests_per_min, key.tokens_per_min, key.max_in_flight)
         shown = ["default" if limit is None else str(limit or "no limit") for limit in limits]
         table.add_row(key.id, key.scope, "revoked" if key.disabled else "valid", *shown, key.name)
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command()

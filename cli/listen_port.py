@@ -23,6 +23,6 @@ def reserve_port(host: str, port: int) -> int:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"port {port} on {host} is in use: end what listens there, or choose another with --port "
-                f"(`make serve PORT={port + 1 if port < 65535 else port - 1}`)"
+                f"(`make serve PORT={port + 1 if port < 65535 else port - 1}`) or PDQ_API__PORT"
             ) from None
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None

@@ -24,6 +24,7 @@ from cli.health import api_problem, in_url
 from cli.janitor import Janitor
 from cli.listen_port import reserve_port
 from cli.model import client_name, resolve_in_child
+from cli.own_cluster import STATE_PREFIX, note_api_url
 from cli.screen import Screen
 from cli.shm_room import are_pools_in_shm, shm_room
 from cli.stop_signals import StopSignals
@@ -54,6 +55,7 @@ class LocalCluster:
         signals = StopSignals()
         signals.listen()
         self.state_dir = make_state_dir()
+        note_api_url(self.state_dir, self.url)
         janitor = Janitor(self.state_dir)
         self.supervisor = Supervisor(self.screen.say, self.screen.child_line, janitor.note)
         start = asyncio.create_task(self.bring_up())
@@ -136,7 +138,7 @@ class LocalCluster:
         room = shm_room()
         lacking = room.lacks_for(self.settings, self.num_workers)
         pool = f"{self.settings.kv.pool_bytes / 2**30:.1f} GiB"
-        more = "lower PDQ_KV__POOL_BYTES, or give the container more (`--shm-size` of docker run)"
+        more = room.remedy(self.settings, self.num_workers)
         if lacking is Role.PREFILL:
             num_pools = self.num_workers[Role.PREFILL]
             raise DeviceError(f"{room}; {num_pools} prefill worker(s) take {pool} each: {more}")
@@ -194,4 +196,4 @@ class LocalCluster:
 def make_state_dir() -> Path:
     """A fresh directory of this run, mode 0700, whose name is short enough for a socket."""
     folder = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="pdq-", dir=folder if len(folder) <= LONGEST_SOCKET_FOLDER else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix=STATE_PREFIX, dir=folder if len(folder) <= LONGEST_SOCKET_FOLDER else "/tmp"))

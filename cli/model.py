@@ -15,7 +15,9 @@ from rich.text import Text
 
 from cli.child import kill, pdq_command, start_child
 from cli.errors import BY_EXIT_CODE, startup_error
+from cli.fetch_bar import FetchBar
 from cli.options import absolute_model, environment, settings_from
+from cli.terminal import open_console
 from errors import ModelError
 from settings.model import ModelSettings
 
@@ -38,7 +40,8 @@ def fetch(
     from engine.model_files import resolve_model
 
     settings = settings_from(model=name)
-    path = resolve_model(settings.model, lambda line: typer.echo(line, err=True))
+    with FetchBar(Console(stderr=True, highlight=False)) as bar:
+        path = resolve_model(settings.model, bar.say)
     typer.echo(str(path))
 
 
@@ -50,7 +53,10 @@ def list_models() -> None:
     for path in kept_models(cache_dir):
         num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         table.add_row(Text(str(path)), f"{num_bytes / 1e9:.2f}")
-    Console().print(table if table.row_count else f"nothing is kept in {cache_dir}; `pdq model fetch` fetches a model")
+    if not table.row_count:
+        typer.echo(f"nothing is kept in {cache_dir}; `pdq model fetch` fetches a model")
+        return
+    open_console().print(table)
 
 
 def kept_models(cache_dir: Path) -> list[Path]:

@@ -24,6 +24,11 @@ DtypeFlag = Annotated[
     str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.", show_default="auto")
 ]
 
+ApiKeyFlag = Annotated[
+    str,
+    typer.Option("--api-key", envvar="PDQ_API_KEY", help="Where keys are asked for.", show_default=False),
+]
+
 Overrides = dict[str, dict[str, Any]]
 
 

@@ -32,12 +32,27 @@ class ShmRoom:
         if settings.kv.num_blocks is not None:
             return None
         left = self.free_bytes
-        is_decode_here = settings.decode.export_pool and settings.decode.tensor_parallel == 1
-        for role in (Role.PREFILL, Role.DECODE) if is_decode_here else (Role.PREFILL,):
+        for role in _roles_here(settings):
             left -= num_workers[role] * (settings.kv.pool_bytes + HEAD_BYTES)
             if left < 0:
                 return role
         return None
+
+    def remedy(self, settings: Settings, num_workers: Mapping[Role, int]) -> str:
+        """With which values the pools of all these would fit."""
+        num_pools = sum(num_workers[role] for role in _roles_here(settings))
+        fitting = max(0, self.free_bytes // num_pools - HEAD_BYTES) >> 20 << 20
+        # What is taken already stays taken.
+        wanted = self.total_bytes - self.free_bytes + num_pools * (settings.kv.pool_bytes + HEAD_BYTES)
+        lower = f"lower PDQ_KV__POOL_BYTES to {fitting}" if fitting else "free some of it"
+        size = f"{-(-wanted >> 30)}g"
+        return f"{lower}, or give the container more (SHM_SIZE={size} for compose, `--shm-size={size}` of docker run)"
+
+
+def _roles_here(settings: Settings) -> tuple[Role, ...]:
+    """Whose pools lie in shared memory."""
+    is_decode_here = settings.decode.export_pool and settings.decode.tensor_parallel == 1
+    return (Role.PREFILL, Role.DECODE) if is_decode_here else (Role.PREFILL,)
 
 
 def are_pools_in_shm(settings: Settings) -> bool:

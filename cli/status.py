@@ -1,115 +1,160 @@
-"""`pdq status`: the cluster as the registry and the queues know it.
+"""`pdq status`: the cluster as Redis and one API process know it, once or refreshed in place.
 
-`read_cluster` asks Redis; `render` is pure.
+Knows the terminal and signals; what is asked is cluster_state.py's, what is shown status_picture.py's.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from redis.exceptions import RedisError
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from broker.choice import SequenceLoad
-from broker.client import Broker, open_broker
-from cli.options import RedisUrlFlag, settings_from
-from messages.job import Phase
-from messages.request import Priority
-from messages.worker_status import WorkerStatus
+from broker.client import Broker, display_url, open_broker
+from cli.cluster_state import API_TIMEOUT_S, Api, ClusterState, read_cluster
+from cli.health import in_url
+from cli.options import ApiKeyFlag, RedisUrlFlag, settings_from
+from cli.own_cluster import find_own_clusters
+from cli.status_picture import document, picture, rates_between
+from cli.stop_signals import StopSignals
+from cli.terminal import open_console
+from errors import BrokerError, ConfigError
 from settings.loading import Settings
 
-REFRESH_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterState:
-    """One look at the cluster."""
-
-    workers: Sequence[WorkerStatus]
-    prefill_depths: Mapping[Priority, int]  # jobs on the queue, taken ones included
-    decode_depths: Mapping[Priority, int]
-    loads: Sequence[SequenceLoad]
+PATIENCE_S = API_TIMEOUT_S + 0.5  # a look that takes longer waits for Redis
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option("--interval-s", min=0.1, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One look as JSON, for programs.")] = False,
     redis_url: RedisUrlFlag = None,
+    url: Annotated[
+        str | None, typer.Option(help="The API asked for latencies.", show_default="PDQ_API__HOST and __PORT")
+    ] = None,
+    api_key: ApiKeyFlag = "",
 ) -> None:
-    """Show workers, queues and running sequences. For `pdq serve` the banner names the --redis-url."""
-    settings = settings_from(redis_url=redis_url)
-    try:
-        asyncio.run(_show(settings, watch))
-    except KeyboardInterrupt:
-        pass  # the way to end --watch
+    """Show workers, queues, sequences, and the last minute's latencies.
+
+    Without an address, of the one `pdq serve` of this user, else of PDQ_REDIS__URL. Ctrl-C ends --watch with code 0.
+    """
+    if watch and as_json:
+        raise ConfigError("--json is one look and --watch many: give one of them")
+    settings, api_url = _addresses(settings_from(redis_url=redis_url), redis_url is not None, url)
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url = {url!r}: must look like http://HOST:PORT")
+    asyncio.run(_show(settings, Api(api_url, api_key), watch, as_json, interval_s))
 
 
-async def _show(settings: Settings, watch: bool) -> None:
-    console = Console()
-    async with open_broker(settings.redis, settings.queue, settings.stream) as broker:
-        picture = render(await read_cluster(broker))
-        if not watch:
-            console.print(picture)
+def _addresses(settings: Settings, is_redis_named: bool, url: str | None) -> tuple[Settings, str]:
+    """Settings that lead to the Redis to ask, and the API's URL. Raises ConfigError when there are several."""
+    configured = f"http://{in_url(settings.api.host)}:{settings.api.port}"
+    if is_redis_named or "url" in settings_from().redis.model_fields_set:
+        # A `pdq serve` may be named by its Redis.
+        found = {own.redis_url: own.api_url for own in find_own_clusters()}
+        return settings, url or found.get(settings.redis.url, configured)
+    own = find_own_clusters()
+    if len(own) > 1:
+        listed = " or ".join(f"--redis-url {one.redis_url} (API {one.api_url})" for one in own)
+        raise ConfigError(f"{len(own)} clusters of `pdq serve` run here: say which, {listed}")
+    if not own:
+        return settings, url or configured
+    return settings_from(redis_url=own[0].redis_url), url or own[0].api_url
+
+
+async def _show(settings: Settings, api: Api, watch: bool, as_json: bool, interval_s: float) -> None:
+    async with api, open_broker(settings.redis, settings.queue, settings.stream) as broker:
+        watcher = Watcher(broker, display_url(settings.redis.url), api)
+        if watch:
+            await watcher.run(open_console(), interval_s)
             return
-        with Live(picture, console=console, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(REFRESH_S)
-                live.update(render(await read_cluster(broker)), refresh=True)
+        try:
+            state = await watcher.look()
+        except RedisError as error:
+            raise BrokerError(f"Redis at {display_url(settings.redis.url)} answers, and not this: {error}") from None
+        if as_json:
+            typer.echo(json.dumps(document(state), indent=2))
+        else:
+            console = open_console()
+            console.print(picture(state, console.width))
 
 
-async def read_cluster(broker: Broker) -> ClusterState:
-    """The cluster as of now."""
-    workers, prefill_depths, decode_depths, loads = await asyncio.gather(
-        broker.registry.live(),
-        broker.prefill_queue.depths(),
-        broker.decode_queue.depths(),
-        broker.request_reader.loads(),
-    )
-    return ClusterState(workers, prefill_depths, decode_depths, loads)
+class Watcher:
+    """Looks again and again, also when Redis is away for a time."""
 
+    def __init__(self, broker: Broker, redis_url: str, api: Api) -> None:
+        self._broker, self._redis_url, self._api = broker, redis_url, api
+        self._state: ClusterState | None = None
+        self._rates: dict[str, float] = {}
+        self._away_since: float | None = None
+        self._why_away = "no answer"
 
-def render(state: ClusterState) -> RenderableType:
-    """Two tables: workers, and what is waiting or running."""
-    workers = Table("worker", "state", "host", "running", "KV tokens", "KV used", "detail", title="workers")
-    for worker in state.workers:
-        used = 1 - worker.free_blocks / worker.num_blocks if worker.num_blocks else 0.0
-        detail = (
-            worker.detail
-            or " ".join(worker.gpus)
-            or (f"no progress for {worker.idle_s:.1f} s" if worker.idle_s >= REFRESH_S else "")
-        )
-        workers.add_row(
-            worker.worker_id,
-            str(worker.state),
-            f"{worker.host}:{worker.pid}",
-            str(worker.num_running),
-            f"{worker.capacity_tokens:,}",
-            f"{used:.0%}",
-            detail,
-        )
-    if not state.workers:
-        workers.add_row("none is alive", *[""] * 6)
-    transfers = Table("worker", "transport", "pulls", "MB", "failures", title="KV transfers")
-    for worker in state.workers:
-        for kind, count in worker.transfers.items():
-            if count.pulls or count.failures:
-                moved = f"{count.num_bytes / 1e6:,.0f}"
-                transfers.add_row(worker.worker_id, kind, str(count.pulls), moved, str(count.failures))
-    loads = Table("phase", "sequences", "tokens", title="sequences")
-    num_sequences = Counter(load.phase for load in state.loads)
-    num_tokens: Counter[Phase] = Counter()
-    for load in state.loads:
-        num_tokens[load.phase] += load.prompt_tokens + load.output_tokens
-    for phase in Phase:
-        loads.add_row(phase, str(num_sequences[phase]), f"{num_tokens[phase]:,}")
-    depths = f"jobs on the queues: {_counted(state.prefill_depths)} prefill, {_counted(state.decode_depths)} decode"
-    return Group(workers, transfers, loads, depths) if transfers.row_count else Group(workers, loads, depths)
+    async def look(self) -> ClusterState:
+        """The cluster as of now. Raises RedisError."""
+        state = await read_cluster(self._broker, self._redis_url, self._api)
+        if self._state is not None:
+            self._rates = rates_between(self._state, state)
+        self._state, self._away_since = state, None
+        return state
 
+    async def run(self, console: Console, interval_s: float) -> None:
+        """Until a signal. On a terminal one picture in place, elsewhere one after the other."""
+        signals = StopSignals()
+        signals.listen()
+        ended = asyncio.create_task(signals.asked.wait())
+        if not console.is_terminal:
+            await self._repeat(ended, interval_s, lambda: self._print(console))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            await self._repeat(ended, interval_s, lambda: self._draw(live, console))
 
-def _counted(depths: Mapping[Priority, int]) -> str:
-    """All of them, and which are not normal."""
-    others = ", ".join(f"{depth} {priority}" for priority, depth in depths.items() if depth and priority != "normal")
-    return f"{sum(depths.values())}{f' ({others})' if others else ''}"
+    async def _repeat(self, ended: "asyncio.Task[bool]", interval_s: float, show: Callable[[], None]) -> None:
+        while not ended.done():
+            began = time.monotonic()
+            looking = asyncio.create_task(self.look())
+            while not looking.done() and not ended.done():
+                patience_s = max(interval_s, PATIENCE_S) if self._away_since is None else interval_s
+                await asyncio.wait([looking, ended], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                if not looking.done() and not ended.done():
+                    self._note_away(began)
+                    show()
+            if ended.done():
+                looking.cancel()
+                await asyncio.wait([looking])
+                return
+            try:
+                looking.result()
+            except RedisError as error:
+                self._why_away = str(error) or type(error).__name__
+                self._note_away(began)
+            show()
+            left_s = interval_s - (time.monotonic() - began)
+            await asyncio.wait([ended], timeout=max(0.0, left_s))
+
+    def _note_away(self, since: float) -> None:
+        if self._away_since is None:
+            self._away_since = since
+
+    def _trouble(self) -> str:
+        if self._away_since is None:
+            return ""
+        away_s = time.monotonic() - self._away_since
+        return f"Redis does not answer for {away_s:.0f} s ({self._why_away}); below is the last look. Trying on."
+
+    def _draw(self, live: Live, console: Console) -> None:
+        if self._state is None:
+            live.update(self._trouble(), refresh=True)
+        else:
+            live.update(picture(self._state, console.width, self._rates, self._trouble()), refresh=True)
+
+    def _print(self, console: Console) -> None:
+        if self._trouble():
+            console.print(self._trouble(), markup=False)
+        elif self._state is not None:
+            console.print(picture(self._state, console.width, self._rates))
+            console.print()
+        console.file.flush()

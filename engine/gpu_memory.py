@@ -1,10 +1,13 @@
 """How many KV blocks fit on a GPU beside everything else. Arithmetic alone, and the words when nothing fits."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from errors import DeviceError
+
+LARGEST_FRACTION = 0.95  # above it CUDA itself lacks room
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,21 @@ def pool_blocks(
             f"no room for KV: one request of {request_tokens} tokens takes {_gib(needed * block_bytes)} and "
             f"{_gib(max(0, num_bytes))} are left of {share.fraction:g} x {_gib(reading.total)}"
             f"{f' / {share.num_workers} workers' if share.num_workers > 1 else ''}, with {_gib(reading.used)} in use "
-            f"({_gib(reading.own)} of it ours) and {_gib(reading.step * num_steps)} of working memory; lower "
-            "PDQ_MODEL__MAX_TOTAL_TOKENS, or raise PDQ_KV__GPU_MEMORY_FRACTION"
+            f"({_gib(reading.own)} of it ours) and {_gib(reading.step * num_steps)} of working memory; "
+            f"{_remedy(needed * block_bytes - num_bytes, num_blocks * block_size, share, reading)}"
         )
     return num_blocks
+
+
+def _remedy(missing_bytes: int, tokens_with_room: int, share: MemoryShare, reading: MemoryReading) -> str:
+    """With which values a request would have room."""
+    fraction = share.fraction + missing_bytes * share.num_workers / reading.total
+    remedies = [f"lower PDQ_MODEL__MAX_TOTAL_TOKENS to {tokens_with_room}"] if tokens_with_room else []
+    if fraction <= LARGEST_FRACTION:
+        remedies.append(f"raise PDQ_KV__GPU_MEMORY_FRACTION to {math.ceil(fraction * 100) / 100:g}")
+    if not remedies:
+        return "the model needs a larger GPU, or more of them: PDQ_PREFILL__ and PDQ_DECODE__TENSOR_PARALLEL"
+    return ", or ".join(remedies)
 
 
 def _gib(num_bytes: int) -> str:

@@ -65,7 +65,10 @@ def resolve_here(settings: ModelSettings) -> Path | None:
 def _refuse_missing(name: str, path: Path) -> None:
     """Raises ModelError when a name that cannot be the hub's leads to no directory."""
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"{path} does not exist; give a model directory, a GGUF file, a hub name, or `demo`")
+        raise ModelError(
+            f"{path} does not exist; give a model directory, a GGUF file, a hub name, or `demo` (--model or "
+            "PDQ_MODEL__PATH); `pdq model list` lists what is here"
+        )
 
 
 def _checked(model_dir: Path) -> Path:
@@ -82,7 +85,7 @@ def _checked(model_dir: Path) -> Path:
 
 def _name_of_file(path: Path) -> str:
     if not path.is_file():
-        raise ModelError(f"{path} does not exist")
+        raise ModelError(f"{path} does not exist; --model or PDQ_MODEL__PATH name the GGUF file")
     path = path.resolve()
     stat = path.stat()
     # Another file under the same name is another model.

@@ -27,8 +27,11 @@ def num_blocks_of(
         block_bytes = layout.block_bytes * model.communicator.shard.num_ranks
         num_blocks = settings.kv.pool_bytes // block_bytes
         if num_blocks < 1:
+            longest = min(settings.model.max_total_tokens, model.config.max_position_embeddings)
+            wanted = -(-longest // layout.block_size) * block_bytes
             raise ConfigError(
-                f"PDQ_KV__POOL_BYTES = {settings.kv.pool_bytes}: one block of this model takes {block_bytes} bytes"
+                f"PDQ_KV__POOL_BYTES = {settings.kv.pool_bytes}: one block of this model takes {block_bytes} bytes; "
+                f"{wanted} hold a request of {longest} tokens; for less, also lower PDQ_MODEL__MAX_TOTAL_TOKENS"
             )
         return num_blocks
     report("measuring the largest step")

@@ -5,6 +5,8 @@ gate and up) need nothing of the other ranks, and its second ones (output; down)
 all-reduce each. The language head is cut by the vocabulary. Knows no process and no transport.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +31,7 @@ class Shard:
 
 
 WHOLE = Shard()
+MOST_RANKS = 16  # that an error names
 
 
 def kv_heads_of(num_kv_heads: int, shard: Shard) -> range:
@@ -61,11 +64,14 @@ class ModelSlice:
         }
         for name, size in sizes.items():
             if size % count:
-                raise ConfigError(f"TENSOR_PARALLEL = {count}: the model's {name}, {size}, do not divide by it")
-        if config.num_kv_heads % count and count % config.num_kv_heads:
+                raise ConfigError(
+                    f"TENSOR_PARALLEL = {count}: the model's {name}, {size}, do not divide by it; "
+                    f"{_possible_counts(sizes.values(), config.num_kv_heads)}"
+                )
+        if not _divides_kv_heads(count, config.num_kv_heads):
             raise ConfigError(
                 f"TENSOR_PARALLEL = {count}: neither a divisor nor a multiple of the model's {config.num_kv_heads} "
-                "key-value heads"
+                f"key-value heads; {_possible_counts(sizes.values(), config.num_kv_heads)}"
             )
         vocab_rows = -(-config.vocab_size // count)
         first = min(shard.rank * vocab_rows, config.vocab_size)
@@ -75,6 +81,20 @@ class ModelSlice:
             vocab=range(first, min(first + vocab_rows, config.vocab_size)),
             vocab_rows=vocab_rows,
         )
+
+
+def _divides_kv_heads(count: int, num_kv_heads: int) -> bool:
+    """Whether every rank gets equally many, or several the same one."""
+    return not num_kv_heads % count or not count % num_kv_heads
+
+
+def _possible_counts(sizes: Iterable[int], num_kv_heads: int) -> str:
+    """What the settings may be with this model."""
+    whole = math.gcd(*sizes)
+    counts = [
+        str(count) for count in range(1, MOST_RANKS + 1) if not whole % count and _divides_kv_heads(count, num_kv_heads)
+    ]
+    return f"PDQ_PREFILL__ and PDQ_DECODE__TENSOR_PARALLEL may be {', '.join(counts)}"
 
 
 class Communicator(Protocol):

@@ -29,6 +29,7 @@ def start_driver(settings: TransferSettings, device: torch.device) -> tuple[Driv
     if settings.require not in (None, driver.kind, between_hosts):
         raise ConfigError(
             f"PDQ_KV_TRANSFER__REQUIRE is {settings.require}, but on {device.type} this worker has {driver.kind}, and "
-            f"between hosts {between_hosts or 'nothing'}, as PDQ_KV_TRANSFER__NETWORK is {settings.network}"
+            f"between hosts {between_hosts or 'nothing'}, as PDQ_KV_TRANSFER__NETWORK is {settings.network}: require "
+            f"{driver.kind}, or set the network that {settings.require} is for, or require nothing"
         )
     return driver, place

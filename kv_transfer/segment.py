@@ -136,10 +136,13 @@ def _no_room(directory: Path, num_bytes: int, error: OSError) -> DeviceError:
     if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
         return DeviceError(f"cannot reserve {num_bytes:,} bytes in {directory}: {error.strerror}")
     room = os.statvfs(directory)
+    free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    fitting = max(1, free >> 20) << 20
+    size = f"{-(-(total - free + num_bytes) >> 30)}g"
     return DeviceError(
-        f"the KV pool needs {num_bytes:,} bytes of shared memory, {directory} has {room.f_bavail * room.f_frsize:,} "
-        f"of {room.f_blocks * room.f_frsize:,} free ({error.strerror}): lower PDQ_KV__POOL_BYTES, "
-        "or give the container more (`shm_size` in compose.yaml, `--shm-size` of docker run)"
+        f"the KV pool needs {num_bytes:,} bytes of shared memory, {directory} has {free:,} of {total:,} free "
+        f"({error.strerror}): lower PDQ_KV__POOL_BYTES to {fitting}, or give the container more (SHM_SIZE={size} for "
+        f"compose, `--shm-size={size}` of docker run)"
     )
 
 

@@ -35,7 +35,8 @@ def metrics_listener(
         server, thread = start_http_server(settings.port, settings.host, registry)
     except OSError as error:
         raise ConfigError(
-            f"PDQ_METRICS__PORT = {settings.port}: cannot listen on {settings.host}: {error.strerror or error}"
+            f"PDQ_METRICS__PORT = {settings.port}: cannot listen on {settings.host}: {error.strerror or error}; set it "
+            "to another port, or to 0 for no metrics of this worker, or PDQ_METRICS__HOST to an address of this host"
         ) from None
     log.info("metrics_listening", host=settings.host, port=settings.port)
     try:

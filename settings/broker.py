@@ -40,7 +40,7 @@ class QueueSettings(Section):
         description="A request whose first token would come later than this gets 503, judged by the prompt tokens that "
         "wait and the rate of the prefill workers; 0: no limit.",
     )
-    stall_limit_s: float = Field(
+    place_limit_s: float = Field(
         10.0,
         ge=0,
         description="A request that would wait longer than this for a place in a decode batch, its prefill's time not "

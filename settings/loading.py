@@ -6,10 +6,11 @@ value out of bounds stops the start. This room knows no other.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from errors import ConfigError
 from settings.api import ApiSettings, SecuritySettings
@@ -21,6 +22,11 @@ from settings.observability import LogSettings, MetricsSettings, TracingSettings
 from settings.workers import DecodeSettings, GpuSettings, PrefillSettings
 
 ENV_PREFIX = "PDQ_"
+# Begin like settings and are none: what commands that are clients of a server read themselves.
+CLIENT_VARIABLES = frozenset({"PDQ_API_KEY"})
+RENAMED = {"PDQ_QUEUE__STALL_LIMIT_S": "PDQ_QUEUE__PLACE_LIMIT_S"}  # what was a setting once -> what it is now
+
+LEAST_LIKENESS = 0.6
 
 
 class Settings(BaseSettings):
@@ -50,13 +56,9 @@ def load_settings(overrides: dict[str, dict[str, Any]] | None = None) -> Setting
 
     Raises ConfigError that names the variable, its value and what was wanted.
     """
-    known = {name.upper() for name in Settings.model_fields}
-    for variable in os.environ:
-        # pydantic-settings ignores a variable whose section does not exist; a misspelt one must stop the start.
-        if variable.startswith(ENV_PREFIX):
-            section = variable.removeprefix(ENV_PREFIX).split("__")[0].upper()
-            if section not in known:
-                raise ConfigError(f"{variable} is no setting of pdq; sections are {', '.join(sorted(known))}")
+    # pydantic-settings ignores a variable whose section does not exist; a misspelt one must stop the start.
+    for sentence in _unknown_variables():
+        raise ConfigError(sentence)
     try:
         settings = Settings()
         for section, knobs in (overrides or {}).items():
@@ -64,7 +66,66 @@ def load_settings(overrides: dict[str, dict[str, Any]] | None = None) -> Setting
             checked = type(getattr(settings, section)).model_validate(merged)
             settings = settings.model_copy(update={section: checked})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "__".join(str(part).upper() for part in first["loc"])
-        raise ConfigError(f"{ENV_PREFIX}{where} = {first['input']!r}: {first['msg']}") from None
+        raise ConfigError(_sentences(error)[0]) from None
     return settings
+
+
+def setting_problems() -> list[str]:
+    """All sentences for which the environment would stop the start, where `load_settings` raises the first."""
+    problems = list(_unknown_variables())
+    try:
+        Settings()
+    except ValidationError as error:
+        problems += [sentence for sentence in _sentences(error) if sentence not in problems]
+    except SettingsError:
+        pass  # a whole section in one variable, which is among the unknown
+    return problems
+
+
+def setting_variables() -> list[str]:
+    """The variable of every setting."""
+    return [
+        f"{ENV_PREFIX}{name}__{knob}".upper()
+        for name, section in Settings.model_fields.items()
+        for knob in type(section.default).model_fields
+    ]
+
+
+def _unknown_variables() -> Iterator[str]:
+    known = {*setting_variables(), *CLIENT_VARIABLES}
+    for variable in sorted(os.environ):
+        if variable.startswith(ENV_PREFIX) and variable.upper() not in known:
+            yield _unknown(variable)
+
+
+def _unknown(variable: str) -> str:
+    """What to say of a variable that is no setting."""
+    said = f"{variable} is no setting of pdq"
+    if variable.upper() in RENAMED:
+        return f"{said} any more; it is {RENAMED[variable.upper()]} now"
+    nearest = _nearest(variable.upper())
+    sections = ", ".join(sorted(name.upper() for name in Settings.model_fields))
+    return f"{said}; {f'the nearest is {nearest}' if nearest else f'sections are {sections}'}"
+
+
+def _nearest(variable: str) -> str | None:
+    """The setting that was most likely meant, also where its section was left out. None when none is near."""
+    from difflib import SequenceMatcher  # only who has misspelt one waits for it
+
+    def likeness(name: str) -> float:
+        knob = name.rpartition("__")[2]
+        pairs = ((name, variable), (knob, variable.removeprefix(ENV_PREFIX)))
+        return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    best = max(setting_variables(), key=likeness)
+    return best if likeness(best) >= LEAST_LIKENESS else None
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """One per value that is not as it should be."""
+    sentences = []
+    for one in error.errors():
+        variable = ENV_PREFIX + "__".join(str(part).upper() for part in one["loc"])
+        unknown = one["type"] == "extra_forbidden"
+        sentences.append(_unknown(variable) if unknown else f"{variable} = {one['input']!r}: {one['msg']}")
+    return sentences

@@ -70,6 +70,8 @@ MAY_IMPORT_UNDER: dict[str, set[str]] = {
     "planning/step_bench.py": {"engine", "kernels"},
     "cli/doctor.py": {"bench"},
     "cli/host_checks.py": {"bench", "kernels"},
+    "cli/machine_checks.py": {"bench"},
+    "cli/redis_checks.py": {"bench"},
 }
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.admission import Body, Wanted, admit, check_generates, draw_seed, read_body, token_limit, tokenize
+from api.admission import Body, Wanted, admit, check_generates, draw_seed, read_body, token_limits, tokenize
 from api.errors import BadField, UnknownModel
 from api.event_stream import EventStream
 from api.generation import Departure, Generation
@@ -74,7 +74,7 @@ async def tokenize_text(request: Request) -> Response:
     special = flag(body, "add_special_tokens", not is_chat)
     token_ids = await tokenize(text, special, MAX_COUNTED_TOKENS, services)
     names = [services.tokenizer.names.text(one) for one in token_ids] if flag(body, "return_token_strs") else None
-    limit = token_limit(services, await services.view.workers())
+    limit = token_limits(services, await services.view.workers()).most
     return _json({"count": len(token_ids), "max_model_len": limit, "tokens": token_ids, "token_strs": names})
 
 
@@ -141,7 +141,7 @@ async def _model(services: Services) -> dict[str, object]:
         "object": "model",
         "created": services.started_s,
         "owned_by": "pdq",
-        "max_model_len": token_limit(services, await services.view.workers()),
+        "max_model_len": token_limits(services, await services.view.workers()).most,
     }
 
 

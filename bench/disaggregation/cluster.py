@@ -39,7 +39,7 @@ class Cluster:
             "PDQ_DECODE__LOCAL_PREFILL": self.policy,
             "PDQ_KV__POOL_BYTES": str(512 << 20),
             "PDQ_QUEUE__TTFT_LIMIT_S": "0",
-            "PDQ_QUEUE__STALL_LIMIT_S": "0",
+            "PDQ_QUEUE__PLACE_LIMIT_S": "0",
         }
         command = [sys.executable, "-m", "cli", "serve", "--port", str(self.port), "--model", self.model]
         return subprocess.Popen(command, env=env, stdout=self._log, stderr=self._log)

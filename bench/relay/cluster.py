@@ -5,6 +5,7 @@ Knows processes and pipes; knows no figures.
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.process_tree import cpu_of_tree_s
+from cli.child import PARENT_DEATH
 from cli.embedded_redis import find_redis_server, redis_command, redis_url, socket_path
 from errors import PdqError
 
@@ -72,8 +74,8 @@ class Cluster:
 
 @contextmanager
 def running_cluster(model_dir: Path) -> Iterator[Cluster]:
-    """Start all three, and end them. Raises ClusterFailed, BrokerError."""
-    with tempfile.TemporaryDirectory(prefix="pdq-relay-") as name, ExitStack() as stack:
+    """Start all three, and end them, also when this process is asked to end. Raises ClusterFailed, BrokerError."""
+    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="pdq-relay-") as name, ExitStack() as stack:
         folder, port = Path(name), _free_port()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PDQ_")} | {
             "PDQ_REDIS__URL": redis_url(folder),
@@ -88,7 +90,13 @@ def running_cluster(model_dir: Path) -> Iterator[Cluster]:
         def start(name: str, *command: str) -> None:
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             process = subprocess.Popen(
-                command, cwd=_ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                # Whatever ends us, SIGKILL included, ends it.
+                (sys.executable, "-I", "-S", str(PARENT_DEATH), str(os.getpid()), *command),
+                cwd=_ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
             stack.callback(_end, process)
             processes[name] = process
@@ -99,6 +107,21 @@ def running_cluster(model_dir: Path) -> Iterator[Cluster]:
         start("api", sys.executable, "-m", "api")
         _wait(cluster, "api", lambda: _is_ready(port))
         yield cluster
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as an exception does, as SIGINT's KeyboardInterrupt does anyway."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait(cluster: Cluster, name: str, condition: Callable[[], bool]) -> None:

@@ -100,7 +100,9 @@ def test_no_worker_is_refused_at_once(settings: Settings) -> None:
                 answer = await cluster.ask("hello", route)
                 assert answer.status_code == 503
                 assert answer.headers["retry-after"] == "1"
-                assert "no prefill worker is ready" in answer.json()["message"]
+                message = answer.json()["message"]
+                assert "no prefill worker is ready" in message and "`pdq prefill` starts one" in message
+                assert f"PDQ_API__NO_WORKER_TIMEOUT_S ({settings.api.no_worker_timeout_s:g})" in message
             assert await cluster.broker.prefill_queue.depth() == 0
 
     run(main())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.curves import NUM_POINTS, WINDOW_POINTS, Curves, percentile_ms
+from api.curves import MINUTE_POINTS, NUM_POINTS, WINDOW_POINTS, Curves, percentile_ms
 from api.meters import ApiMeters
 
 
@@ -48,3 +48,21 @@ def test_what_is_kept_is_bounded() -> None:
     for number in range(NUM_POINTS + 9):
         curves.sample(number, 0, 0)
     assert len(curves.points()) == NUM_POINTS and curves.points()[0].at_ms == 9
+
+
+def test_the_last_minute_is_a_minute() -> None:
+    meters = ApiMeters()
+    curves = Curves(meters)
+    assert curves.last_minute().ttft_p50_ms is None and curves.last_minute().tokens_per_s == 0
+    for _ in range(10):
+        meters.first_token.observe(0.5)
+    meters.inter_token.observe(0.009, 50)
+    curves.sample(2000, 0, 0)
+    for number in range(1, MINUTE_POINTS):
+        curves.sample(2000 + 2000 * number, 0, 0)
+    said = curves.last_minute()
+    assert said.num_first_tokens == 10 and said.tokens_per_s == 1
+    assert said.ttft_p99_ms is not None and 250 < said.ttft_p99_ms <= 500
+    assert said.itl_p50_ms is not None and 5 < said.itl_p50_ms <= 10
+    curves.sample(2000 + 2000 * MINUTE_POINTS, 0, 0)
+    assert curves.last_minute().num_first_tokens == 0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.forecast import Asked, Supply, most_jobs, places_of, retry_after_s, room_for, supply_of
+from api.forecast import Asked, Supply, most_jobs, places_of, retry_after_s, room_for, supply_of, why_refused
 from broker.backlog import UNBOUNDED, Backlog, Reason, Room, refusal
 from messages.request import Priority
 from messages.worker_status import Role, WorkerState
@@ -13,7 +13,7 @@ from settings.broker import QueueSettings
 from tests.api.fake_cluster import status
 
 HIGH, NORMAL, LOW = Priority
-SETTINGS = QueueSettings(max_waiting=100, ttft_limit_s=2.0, stall_limit_s=1.0)
+SETTINGS = QueueSettings(max_waiting=100, ttft_limit_s=2.0, place_limit_s=1.0)
 SUPPLY = Supply(tokens_per_s=500.0, decode_places=8, sequences_per_s=4.0)
 
 
@@ -56,7 +56,7 @@ def test_a_place_in_a_decode_batch_would_come_too_late() -> None:
     assert judge(waiting(5, 250, decoding=8), Asked()) is None
     assert judge(waiting(6, 250, decoding=8), Asked()) is Reason.SEQUENCES
     assert judge(waiting(decode=4, decoding=8), Asked(HIGH)) is None
-    assert judge(waiting(decode=400, decoding=8), Asked(), settings=QueueSettings(stall_limit_s=0)) is None
+    assert judge(waiting(decode=400, decoding=8), Asked(), settings=QueueSettings(place_limit_s=0)) is None
 
 
 def test_what_is_not_known_refuses_nobody() -> None:
@@ -122,3 +122,23 @@ def test_retry_after_is_bounded(reason: Reason, supply: Supply, jobs: int, token
     asked = Asked(prompt_tokens=5)
     seconds = retry_after_s(reason, waiting(jobs, tokens, jobs), asked, room_for(asked, supply, SETTINGS), supply)
     assert 1 <= seconds <= 30
+
+
+@pytest.mark.parametrize(
+    ("reason", "asked", "said"),
+    [
+        (Reason.JOBS, Asked(LOW), "the queue is full, 50 low requests may wait; try again in 3 s, or the server takes"),
+        (Reason.JOBS, Asked(LOW), "PDQ_QUEUE__MAX_WAITING=200 or more prefill workers"),
+        (Reason.TOKENS, Asked(), "not come within 2 s; try again in 3 s, or the server takes it with"),
+        (Reason.TOKENS, Asked(), "PDQ_QUEUE__TTFT_LIMIT_S=5 or more prefill workers"),
+        (
+            Reason.TOKENS,
+            Asked(timeout_s=1.5),
+            "within the request's 1.5 s; try again in 3 s, or give it X-Request-Timeout: 5",
+        ),
+        (Reason.TOKENS, Asked(timeout_s=9.0), "PDQ_QUEUE__TTFT_LIMIT_S=5"),
+        (Reason.SEQUENCES, Asked(), "PDQ_QUEUE__PLACE_LIMIT_S=4 or more decode workers"),
+    ],
+)
+def test_a_refusal_says_which_bound_and_what_would_help(reason: Reason, asked: Asked, said: str) -> None:
+    assert said in why_refused(reason, asked, room_for(asked, SUPPLY, SETTINGS), 3, SETTINGS)

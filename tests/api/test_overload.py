@@ -42,8 +42,13 @@ def test_a_predicted_wait_above_the_limit_is_refused_with_an_estimate(settings: 
             for route in ("/generate", "/generate_stream"):
                 answer = await cluster.ask([5] * 7, route)
                 assert answer.status_code == 503
-                assert answer.json() == {"message": "Server is busy, please try again later (Status code: 503)"}
-                assert 3 <= int(answer.headers["retry-after"]) <= 5  # 42 + 7 tokens at 10/s, less the 1 s
+                after_s = int(answer.headers["retry-after"])
+                assert 3 <= after_s <= 5  # 42 + 7 tokens at 10/s, less the 1 s
+                assert answer.json() == {
+                    "message": "Server is busy, please try again later (Status code: 503): the first token would not "
+                    f"come within 1 s; try again in {after_s} s, or the server takes it with PDQ_QUEUE__TTFT_LIMIT_S="
+                    f"{1 + after_s} or more prefill workers"
+                }
             assert await cluster.broker.prefill_queue.depth() == 6
             # What is more urgent does not wait for these.
             body = {"inputs": [5] * 3, "parameters": {}}
@@ -151,7 +156,8 @@ def test_the_api_ends_a_request_whose_time_is_over(settings: Settings) -> None:
                 yield TokenEvent(first.token_id, first.logprob)
 
             cluster.script = one_token
-            told = "the request was not done within its 0.3 s (Status code: 504)"
+            told = "the request was not done within its 0.3 s (Status code: 504): ask for fewer tokens, or give it "
+            told += "X-Request-Timeout: 0.6 (without one, PDQ_API__REQUEST_TIMEOUT_S holds)"
             body = {"inputs": PROMPT, "parameters": {}}
             headers = {"X-Request-Timeout": "0.3", "X-Request-Id": "whole"}
             began = time.monotonic()

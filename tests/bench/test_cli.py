@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
@@ -119,3 +120,18 @@ def test_machine_facts() -> None:
     assert machine.num_cores >= 1
     assert machine.memory_bytes > 0
     assert "torch" in machine.packages
+
+
+def test_a_key_is_sent_and_never_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    with server_thread(lambda index: Script()) as server:
+        options = ["--url", server.url, "--num-requests", "1", "--warmup", "0", "--output-tokens", "2"]
+        monkeypatch.setattr("sys.argv", ["pdq", "bench", "--api-key", "pdq-flag", "--api-key=pdq-flag"])
+        assert CliRunner().invoke(app, [*options, "--api-key", "pdq-flag", "--json", str(path)]).exit_code == 0
+        monkeypatch.setenv("PDQ_API_KEY", "pdq-variable")
+        assert CliRunner().invoke(app, options).exit_code == 0
+        bad = CliRunner().invoke(app, [*options, "--api-key", "two\nlines"])
+    assert "Authorization: Bearer pdq-flag\r\n" in server.heads[0]
+    assert "Authorization: Bearer pdq-variable\r\n" in server.heads[1]
+    assert "pdq-flag" not in path.read_text() and "--api-key '***' '--api-key=***'" in path.read_text()
+    assert bad.exit_code == 2 and "two" not in bad.output

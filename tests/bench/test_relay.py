@@ -1,6 +1,10 @@
 """The relay bench: its arithmetic, what it does not let pass, and one small run over real processes."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.process_tree import ticks_of_tree
 from bench.relay.case import LEAST_STEPS, Case, flat_out, paced
 from bench.relay.cli import HEADER, row_of
 from bench.relay.latency import Broken, WorkerReport, latencies_ns, result_of
 from bench.relay.stream_bytes import is_begun, is_whole, token_times
+from cli.child import ROOT
+from cli.janitor import is_alive
 from tests.api.tiny_models import BYTE_LEVEL_CONFIG, byte_level_tokenizer, write_model
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -115,3 +122,18 @@ def test_every_token_comes_once_and_in_order_through_real_processes(model_dir: P
         assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"]
         assert min(result["cpu_us_per_token"].values()) >= 0
     assert done.output.count("\n| ") == 2  # a row each
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_it(model_dir: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "bench.relay", "--model", str(model_dir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        give_up = time.monotonic() + 60
+        while len(children := set(ticks_of_tree(process.pid)) - {process.pid}) < 3:  # redis, worker, API
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(30) == (143 if number is signal.SIGTERM else -number)
+    while any(is_alive(child) for child in children):
+        assert time.monotonic() < give_up, "left behind"
+        time.sleep(0.02)

@@ -21,4 +21,7 @@ def test_without_a_deadline_it_is_never_late() -> None:
 def test_what_is_said_names_the_time_it_had() -> None:
     event = deadline_event(REQUEST)
     assert (event.finish_reason, event.error_status) == (FinishReason.ERROR, 504)
-    assert event.error == "the request was not done within its 2.5 s (Status code: 504)"
+    assert event.error == (
+        "the request was not done within its 2.5 s (Status code: 504): ask for fewer tokens, or give it "
+        "X-Request-Timeout: 5 (without one, PDQ_API__REQUEST_TIMEOUT_S holds)"
+    )

@@ -46,8 +46,13 @@ def test_serve_refuses_or_does_without(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(local_cluster, "are_pools_in_shm", lambda settings: True)
     cluster = LocalCluster(Settings(kv=KVSettings(pool_bytes=GIB)), TWO_EACH, is_redis_given=True)
     monkeypatch.setattr(local_cluster, "shm_room", lambda: free(GIB))
-    with pytest.raises(DeviceError, match=r"1.0 of 8.0 GiB free; 2 prefill worker\(s\) take 1.0 GiB each: lower"):
+    with pytest.raises(DeviceError, match=r"1.0 of 8.0 GiB free; 2 prefill worker\(s\) take 1.0 GiB each: ") as failure:
         cluster.has_room_for_decode_pools()
+    # 4 pools in 1 GiB; 7 of the 8 GiB are taken, and 4 more are wanted.
+    assert "lower PDQ_KV__POOL_BYTES to 267386880, or give" in str(failure.value)
+    assert "SHM_SIZE=12g" in str(failure.value)
+    fitting = Settings(kv=KVSettings(pool_bytes=267386880))
+    assert free(GIB).lacks_for(fitting, TWO_EACH) is None
     monkeypatch.setattr(local_cluster, "shm_room", lambda: free(3 * GIB))
     assert not cluster.has_room_for_decode_pools()
     said = capsys.readouterr()

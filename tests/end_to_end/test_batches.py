@@ -219,8 +219,8 @@ def test_people_submit_watch_and_fetch(cluster: Cluster, tmp_path: Path) -> None
     assert [json.loads(row)["custom_id"] for row in out.read_text().splitlines()] == ["line-0", "line-1", "line-2"]
     assert [json.loads(row)["custom_id"] for row in errors.read_text().splitlines()] == ["line-3"]
     late = pdq("cancel", batch_id)
-    assert late.returncode == 2 and "cannot be cancelled, it is completed" in late.stderr
-    assert pdq("status", "batch_x").returncode == 2
+    assert late.returncode == 1 and "cannot be cancelled, it is completed" in late.stderr
+    assert pdq("status", "batch_x").returncode == 1
 
 
 def test_files_are_listed_read_and_deleted(client: openai.OpenAI) -> None:

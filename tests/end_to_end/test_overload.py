@@ -100,7 +100,7 @@ def test_a_late_request_is_a_504_wherever_it_is(narrow: Cluster, stopped: Role) 
     finally:
         narrow.kill(f"{stopped}-0", signal.SIGCONT)
     assert answer.status_code == 504
-    assert answer.json() == {"message": "the request was not done within its 0.5 s (Status code: 504)"}
+    assert answer.json()["message"].startswith("the request was not done within its 0.5 s (Status code: 504): ")
     assert 0.5 <= took_s < 1.5
     wait_empty(narrow)
     assert post(narrow, list(range(40)), 3).status_code == 200

@@ -44,8 +44,16 @@ def test_one_request_must_fit() -> None:
     share = MemoryShare(0.3, 1)  # 1 GiB is left
     assert pool_blocks(READING, share, 1, block_bytes=GIB // 4, request_tokens=64, block_size=16) == 4
     wanted = re.escape("one request of 65 tokens takes 1.25 GiB and 1.00 GiB are left of 0.3 x 80.00 GiB")
-    with pytest.raises(DeviceError, match=wanted):
+    with pytest.raises(DeviceError, match=wanted) as failure:
         pool_blocks(READING, share, 1, block_bytes=GIB // 4, request_tokens=65, block_size=16)
+    remedy = "lower PDQ_MODEL__MAX_TOTAL_TOKENS to 64, or raise PDQ_KV__GPU_MEMORY_FRACTION to 0.31"
+    assert str(failure.value).endswith(remedy)
+    assert pool_blocks(READING, MemoryShare(0.31, 1), 1, block_bytes=GIB // 4, request_tokens=65, block_size=16) >= 5
+
+
+def test_a_gpu_that_is_too_small_is_not_to_be_helped_by_settings() -> None:
+    with pytest.raises(DeviceError, match="larger GPU, or more of them"):
+        pool_blocks(READING, MemoryShare(0.01, 1), 1, block_bytes=80 * GIB, request_tokens=65, block_size=16)
 
 
 def test_less_than_nothing_is_left() -> None:

@@ -44,7 +44,7 @@ def test_too_small_shm_is_a_device_error_that_says_what_to_do(
     )
     with pytest.raises(DeviceError, match="1,073,741,824 bytes") as failure:
         create_segment("worker-1", 1 << 30, shm_directory)
-    for part in ("4,096,000", "67,108,864", "PDQ_KV__POOL_BYTES", "shm_size", str(shm_directory)):
+    for part in ("4,096,000", "67,108,864", "PDQ_KV__POOL_BYTES to 3145728,", "SHM_SIZE=2g", str(shm_directory)):
         assert part in str(failure.value)
     assert list(shm_directory.iterdir()) == [], "the name of the failed segment stayed"
 
