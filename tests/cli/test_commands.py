@@ -8,12 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from cli.__main__ import main
 from cli.child import ROOT
-from cli.status import ClusterState, render
-from messages import Priority, Role, WorkerState, WorkerStatus
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
 RunPdq = Callable[..., Answer]
@@ -171,34 +168,6 @@ def test_status_and_health_of_a_redis_without_workers(
     assert (code, err) == (1, "pdq: prefill: 0/0 ready; decode: 0/0 ready\n")
     code, _, err = pdq("health", "--role", "worker", "--redis-url", redis_url)
     assert code == 1 and "no live worker of host" in err
-
-
-def test_status_table_shows_a_worker() -> None:
-    worker = WorkerStatus(
-        "decode-1",
-        Role.DECODE,
-        WorkerState.LOADING,
-        "host",
-        7,
-        0,
-        "",
-        1600,
-        16,
-        100,
-        75,
-        3,
-        0.1,
-        "loading weights 43 %",
-    )
-    console = Console(width=160)
-    with console.capture() as capture:
-        decode_depths = {Priority.HIGH: 1, Priority.NORMAL: 4}
-        console.print(render(ClusterState([worker], {Priority.NORMAL: 4, Priority.LOW: 0}, decode_depths, [])))
-    (row,) = [line for line in capture.get().splitlines() if "decode-1" in line]
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        *("decode-1", "loading", "host:7", "3", "1,600", "25%", "loading weights 43 %")
-    ]
-    assert "jobs on the queues: 4 prefill, 5 (1 high) decode" in capture.get()
 
 
 @pytest.mark.parametrize("command", ["status b1", "status b1 --wait", "cancel b1", "fetch b1"])
