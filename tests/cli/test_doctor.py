@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,7 +225,7 @@ def test_small_pages_few_files_and_little_disk(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (776, 4096))
     assert only(machine_checks.open_files(settings_from())).verdict is Verdict.OK
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 0, 1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     models, temporary = machine_checks.disk(settings_from())
     assert models.verdict is temporary.verdict is Verdict.WARN
     assert "PDQ_MODEL__CACHE_DIR" in models.remedy and "TMPDIR" in temporary.remedy
