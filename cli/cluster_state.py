@@ -62,16 +62,15 @@ class ClusterState:
 
 async def read_cluster(broker: Broker, redis_url: str, api: "Api") -> ClusterState:
     """The cluster as of now. Raises RedisError; an API that says nothing is no error."""
-    workers, waits, loads, (prefill, decode, local), (latencies, why) = await asyncio.gather(
+    workers, waits, depths, loads, (latencies, why) = await asyncio.gather(
         broker.registry.live(),
         read_waits(broker.redis, broker.keys),
+        _depths(broker),
         broker.request_reader.loads(),
-        asyncio.gather(broker.prefill_queue.depths(), broker.decode_queue.depths(), broker.local_queue.depths()),
         api.latencies(),
     )
     if latencies is not None and api.worker_ids and workers and api.worker_ids.isdisjoint(w.worker_id for w in workers):
         latencies, why = None, f"{api.url} is the API of another cluster"
-    depths: dict[QueueName, Mapping[Priority, int]] = {Role.PREFILL: prefill, Role.DECODE: decode, LOCAL: local}
     counts = Counter(load.phase for load in loads)
     tokens: Counter[Phase] = Counter()
     for load in loads:
@@ -91,6 +90,14 @@ async def read_cluster(broker: Broker, redis_url: str, api: "Api") -> ClusterSta
         latencies=latencies,
         why_no_latencies=why,
     )
+
+
+async def _depths(broker: Broker) -> dict[QueueName, Mapping[Priority, int]]:
+    """Jobs on each queue, those that are taken included."""
+    prefill, decode, local = await asyncio.gather(
+        broker.prefill_queue.depths(), broker.decode_queue.depths(), broker.local_queue.depths()
+    )
+    return {Role.PREFILL: prefill, Role.DECODE: decode, LOCAL: local}
 
 
 class Api:
@@ -129,12 +136,10 @@ class Api:
         return self._read(answer)
 
     def _read(self, answer: "httpx.Response") -> tuple[Latencies | None, str]:
-        import httpx
-
         try:
-            body: dict[str, Any] = answer.raise_for_status().json()
+            body: dict[str, Any] = answer.json()
             self.worker_ids = frozenset(worker["worker_id"] for worker in body["workers"])
             minute = body["last_minute"]
             return Latencies(**{name: minute[name] for name in Latencies.__dataclass_fields__}), ""
-        except (ValueError, LookupError, TypeError, httpx.HTTPError):
+        except (ValueError, LookupError, TypeError):
             return None, f"{self.url}/cluster answered {answer.status_code}, and not as pdq does"

@@ -1,9 +1,11 @@
 """The relay bench: its arithmetic, what it does not let pass, and one small run over real processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,13 +129,20 @@ def test_every_token_comes_once_and_in_order_through_real_processes(model_dir: P
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_it(model_dir: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bench.relay", "--model", str(model_dir)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    # Of its own: who is killed leaves its folder. A socket's path is short, tmp_path is not.
+    with (
+        tempfile.TemporaryDirectory(prefix="pdq-") as folder,
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"TMPDIR": folder}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
         give_up = time.monotonic() + 60
         while len(children := set(ticks_of_tree(process.pid)) - {process.pid}) < 3:  # redis, worker, API
             assert process.poll() is None and time.monotonic() < give_up
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(30) == (143 if number is signal.SIGTERM else -number)
+        assert number is not signal.SIGTERM or not any(Path(folder).iterdir())
     while any(is_alive(child) for child in children):
         assert time.monotonic() < give_up, "left behind"
         time.sleep(0.02)

@@ -81,7 +81,7 @@ def terminal(
         stdout=slave,
         stderr=slave,
         cwd=ROOT,
-        env={**inherited, "TERM": "xterm-256color", **(environment or {})},
+        env=inherited | {"TERM": "xterm-256color"} | dict(environment or {}),
         start_new_session=True,
     )
     os.close(slave)

@@ -2,10 +2,12 @@
 
 import json
 import re
+import resource
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,14 +218,14 @@ def test_small_pages_few_files_and_little_disk(monkeypatch: pytest.MonkeyPatch, 
     pages.write_text("always [madvise] never\n")
     assert only(machine_checks.huge_pages()).verdict is Verdict.OK
 
-    monkeypatch.setattr("resource.getrlimit", lambda kind: (256, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 4096))
     found = only(machine_checks.open_files(settings_from()))
     assert found.verdict is Verdict.WARN and "`ulimit -n 776`" in found.remedy
     assert "PDQ_QUEUE__MAX_WAITING to 1" in found.remedy
-    monkeypatch.setattr("resource.getrlimit", lambda kind: (776, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (776, 4096))
     assert only(machine_checks.open_files(settings_from())).verdict is Verdict.OK
 
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 0, 1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     models, temporary = machine_checks.disk(settings_from())
     assert models.verdict is temporary.verdict is Verdict.WARN
     assert "PDQ_MODEL__CACHE_DIR" in models.remedy and "TMPDIR" in temporary.remedy

@@ -86,7 +86,8 @@ def test_ctrl_c_ends_the_answer_on_the_server_and_the_conversation_goes_on(demo:
     with terminal(*arguments) as screen:
         screen.wait_for("> ")
         screen.press(f"{STORY}\n")
-        demo.busy_process(Role.DECODE)
+        screen.wait_for("a queue.")  # the echo
+        screen.wait_for(" ")  # the answer
         screen.press(CTRL_C)
         screen.wait_for("\n> ")
         wait_until(lambda: not any(worker.num_running for worker in demo.workers()), 10, "the server to stop, too")
@@ -112,7 +113,8 @@ def test_a_server_that_goes_away_is_a_sentence_and_the_prompt_comes_back(
     with terminal(*arguments, columns=200, environment={"PDQ_API_KEY": key}) as screen:
         screen.wait_for("> ")
         screen.press(f"{STORY}\n")
-        demo.busy_process(Role.DECODE)
+        screen.wait_for("a queue.")  # the echo
+        screen.wait_for(" ")  # the answer
         demo.kill(name, signal.SIGKILL)
         screen.wait_for("pdq: ")
         screen.wait_for("> ")
