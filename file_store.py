@@ -12,6 +12,7 @@ from typing import IO, Any
 from errors import ConfigError, PdqError
 
 CHUNK_BYTES = 1 << 18
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}  # without folders to make
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -20,7 +21,7 @@ class FileGone(PdqError):
 
 
 class FileStore:
-    """One place. Raises FileGone, and OSError when the place is away."""
+    """One place. Raises FileGone, and `failures` when the place is away or full."""
 
     def __init__(self, place: str) -> None:
         """Raises ConfigError when fsspec knows no such place, or lacks the package for it."""
@@ -28,14 +29,22 @@ class FileStore:
 
         path = place if "://" in place else str(Path(place).expanduser().absolute())
         try:
-            self._files, self._root = fsspec.core.url_to_fs(path)
-        except (ValueError, ImportError) as error:
+            # Other processes write here too, so what a folder held a while ago says nothing.
+            self._files, self._root = fsspec.core.url_to_fs(path, use_listings_cache=False)
+        except ValueError as error:
             raise ConfigError(f"PDQ_BATCH__STORE = {place!r}: {error}") from None
+        except ImportError as error:
+            same = f"s3fs and gcsfs go with fsspec of the same version, here {fsspec.__version__}"
+            raise ConfigError(f"PDQ_BATCH__STORE = {place!r}: {error} ({same})") from None
+        protocols = self._files.protocol
+        self._has_folders = OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
+        self.failures: tuple[type[Exception], ...] = (OSError, *_failures_of(place))
 
     def create(self, name: str) -> IO[bytes]:
         """A file to write, in place of one of that name; there when it is closed."""
         path = self._path(name)
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._has_folders:  # in an object store it would make a bucket of that name
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
         return self._opened(path, "wb")
 
     def read(self, name: str) -> IO[bytes]:
@@ -71,3 +80,12 @@ class FileStore:
     def _path(self, name: str) -> str:
         assert _NAME.fullmatch(name), name
         return f"{self._root}/{name}"
+
+
+def _failures_of(place: str) -> tuple[type[Exception], ...]:
+    """What a place's client raises besides OSError; s3fs leaves those that have no answer of S3 as botocore's."""
+    if not place.startswith(("s3://", "s3a://")):
+        return ()
+    from botocore.exceptions import BotoCoreError
+
+    return (BotoCoreError,)

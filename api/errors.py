@@ -4,6 +4,7 @@ Knows the error tree of the root's errors.py, HTTP, and which paths are OpenAI's
 LightLLM's routes and a 400 on OpenAI's, never a 422.
 """
 
+import errno
 import math
 from collections.abc import Mapping
 
@@ -80,6 +81,18 @@ class InUse(RequestError):
     """What is asked for would take away what is still needed, or change what is over."""
 
     status = 409
+
+
+class NotStored(RequestError):
+    """There is no place for a file: 507 where nothing is left, 503 where the place is away."""
+
+    status = 503
+
+    def __init__(self, error: Exception) -> None:
+        said = error.strerror if isinstance(error, OSError) else None
+        super().__init__(f"the file cannot be kept: {said or type(error).__name__}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self.status = 507
 
 
 def failure(event: TokenEvent) -> RequestError:

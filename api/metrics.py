@@ -27,16 +27,19 @@ def exposition(
     waits: Sequence[Wait],
     aliases: Aliases | None = None,
     batches: BatchTotals | None = None,
+    needed: Sequence[Role] = tuple(Role),
 ) -> bytes:
     """Prometheus' text format.
 
     `num_followed`: sequences that are read at the moment; `depths`: how many jobs each class of each queue holds;
-    `aliases`: for vLLM's names, if they are wanted; `batches`: what all batches came to.
+    `aliases`: for vLLM's names, if they are wanted; `batches`: what all batches came to; `needed`: the roles that a
+    request passes through.
     """
     families = [
         *_queues(depths, waits),
         *(_batches(batches) if batches is not None else ()),
         *worker_families(workers, aliases),
+        family_of(catalogue.ROLE_NEEDED, [((role,), int(role in needed)) for role in Role]),
         *_requests(meters, num_followed),
     ]
     if aliases is not None:

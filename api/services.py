@@ -53,6 +53,7 @@ class Services:
     started_s: int  # Unix time
     lookout: Lookout
     store: FileStore
+    uploads: asyncio.Semaphore  # places for files that are on their way here
     key_ring: KeyRing | None = None  # None: no keys are asked for
     tracing: Tracing | None = None  # None: nothing is traced
     meters: ApiMeters = field(default_factory=ApiMeters)
@@ -94,6 +95,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     int(time.time()),
                     lookout,
                     store,
+                    asyncio.Semaphore(settings.batch.uploads_at_once),
                     key_ring,
                     tracing,
                     meters,

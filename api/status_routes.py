@@ -101,7 +101,8 @@ async def metrics(request: Request) -> Response:
     aliases = Aliases(services.facts.name) if services.settings.metrics.vllm_names else None
     num_followed = services.relay.num_subscriptions
     batches = await broker.batches.totals(now_ms())
-    text = exposition(services.meters, num_followed, await services.view.workers(), depths, waits, aliases, batches)
+    workers, needed = await services.view.workers(), needed_roles(services.facts.is_reward)
+    text = exposition(services.meters, num_followed, workers, depths, waits, aliases, batches, needed)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -145,7 +145,13 @@ class Admission:
         self.pulling_since = time.monotonic()
         try:
             await asyncio.get_running_loop().run_in_executor(
-                self.pull_thread, self.receiver.pull, job.kv_handle, self.pool, sequence.block_table, export
+                self.pull_thread,
+                self.receiver.pull,
+                job.kv_handle,
+                self.pool,
+                sequence.block_table,
+                export,
+                job.request_id,
             )
         except KVTransferFailed as error:
             log.warning("kv_pull_failed", request_id=job.request_id, owner=job.kv_handle.worker_id, reason=str(error))

@@ -37,7 +37,7 @@ def _pull_until_closed(pulls: Connection, receiver: ShardReceiver, pool: KVPool)
 
 def _pulled(pull: Pull, receiver: ShardReceiver, pool: KVPool) -> Pulled:
     try:
-        receiver.pull(pull.handle, pool.tensor, pull.block_ids, pull.export)
+        receiver.pull(pull.handle, pool.tensor, pull.block_ids, pull.export, pull.request_id)
     except KVTransferFailed as error:
         return Pulled(str(error) or repr(error))
     return Pulled()

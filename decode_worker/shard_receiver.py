@@ -65,19 +65,29 @@ class ShardReceiver:
         return total
 
     def pull(
-        self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None = None
+        self,
+        handle: KVHandle,
+        into: torch.Tensor,
+        block_ids: Sequence[int],
+        export: PoolExport | None = None,
+        request_id: str = "",
     ) -> None:
         """See KVReceiver; `into` is our rank's pool. Raises RankLost too."""
         if self._ranks is None:
-            self._pull_ours(handle, into, block_ids, export)
+            self._pull_ours(handle, into, block_ids, export, request_id)
             return
-        with self._ranks.pull(Pull(handle, list(block_ids), export)) as failures:
-            self._pull_ours(handle, into, block_ids, export)
+        with self._ranks.pull(Pull(handle, list(block_ids), export, request_id)) as failures:
+            self._pull_ours(handle, into, block_ids, export, request_id)
         if failures:
             raise KVTransferFailed("; ".join(failures))
 
     def _pull_ours(
-        self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None
+        self,
+        handle: KVHandle,
+        into: torch.Tensor,
+        block_ids: Sequence[int],
+        export: PoolExport | None,
+        request_id: str,
     ) -> None:
         num_pools = 1 if export is None else 1 + len(export.ranks)
         if handle.num_ranks != num_pools:
@@ -95,7 +105,8 @@ class ShardReceiver:
         for rank, cut in cuts:
             if cut not in self._receivers:
                 self._receivers[cut] = self._open_receiver(cut)
-            self._receivers[cut].pull(_of_rank(handle, export, rank), into, block_ids, _rank_of(export, rank))
+            theirs = _of_rank(handle, export, rank)
+            self._receivers[cut].pull(theirs, into, block_ids, _rank_of(export, rank), request_id)
 
     def prune(self) -> int:
         """See KVReceiver."""

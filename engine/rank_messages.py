@@ -68,6 +68,7 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
     handle: KVHandle
     block_ids: list[int]
     export: PoolExport | None
+    request_id: str = ""  # for the log
 
 
 class Pulled(msgspec.Struct, frozen=True, tag=True):

@@ -78,14 +78,20 @@ class KVReceiver:
         return self._mapped.num_mappings
 
     def pull(
-        self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None = None
+        self,
+        handle: KVHandle,
+        into: torch.Tensor,
+        block_ids: Sequence[int],
+        export: PoolExport | None = None,
+        request_id: str = "",
     ) -> None:
         """Copy the handle's blocks, in order, to `block_ids` of our own pool `into`; blocks the calling thread.
 
         `into` is the whole pool, contiguous: uint8 [num_blocks, block_bytes], or any shape and dtype of that many
-        bytes. `export` is what the owner says of its pool; without it the owner is taken to be on this host. Raises
-        KVTransferFailed with the reason when the handle does not fit, its offer no longer stands or its owner cannot
-        be reached; our blocks may then hold anything. Raises ValueError when `into` or `block_ids` cannot be written.
+        bytes. `export` is what the owner says of its pool; without it the owner is taken to be on this host.
+        `request_id` is for the log alone. Raises KVTransferFailed with the reason when the handle does not fit, its
+        offer no longer stands or its owner cannot be reached; our blocks may then hold anything. Raises ValueError
+        when `into` or `block_ids` cannot be written.
         """
         self._check_target(into, block_ids)
         if handle.layout_hash != self._layout_hash:
@@ -109,7 +115,9 @@ class KVReceiver:
                 self._failed[export.pool, kind] = time.monotonic() + _RETRY_S
                 if kind == usable[-1]:
                     raise
-                log.warning("kv_transport_failed", pool=export.pool, kind=kind, reason=str(error))
+                log.warning(
+                    "kv_transport_failed", request_id=request_id, pool=export.pool, kind=kind, reason=str(error)
+                )
             else:
                 self.counts[kind] = self.counts[kind].plus(pulls=1, num_bytes=len(block_ids) * self._block_bytes)
                 self._note_pair(export.worker_id, kind)

@@ -111,6 +111,9 @@ QUEUE_OLDEST = Metric(
     "pdq_queue_oldest_seconds", Kind.GAUGE, "For how long the oldest job that waits has waited; 0: none waits.", _CLASS
 )
 
+ROLE_NEEDED = Metric(
+    "pdq_role_needed", Kind.GAUGE, "1: requests pass through workers of this role; 0: this model has none.", ("role",)
+)
 BATCHES_OPEN = Metric("pdq_batches_open", Kind.GAUGE, "Batches that have not ended.")
 BATCH_WORKERS = Metric("pdq_batch_workers", Kind.GAUGE, "Batch workers that live.")
 BATCHES_ENDED = Metric("pdq_batches_ended", Kind.COUNTER, "Batches that have ended, by how.", ("status",))

@@ -18,6 +18,10 @@ class BatchSettings(Section):
     )
     max_file_bytes: Count = Field(100 << 20, description="Largest file.")
     max_files: Count = Field(1000, description="Most files of one API key.")
+    uploads_at_once: Count = Field(
+        4,
+        description="Most files that come to one API process at once; each is in its temporary folder meanwhile.",
+    )
     max_lines: Count = Field(50000, description="Most lines of one batch.")
     max_line_bytes: Count = Field(1 << 20, description="Longest line of a batch.")
     max_open: Count = Field(50, description="Most batches of one API key that have not ended.")

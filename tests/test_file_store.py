@@ -1,5 +1,6 @@
 """The file store over a directory and over an object store: the same."""
 
+import sys
 import uuid
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def test_what_is_written_is_read_sought_and_removed(store: FileStore) -> None:
 def test_a_name_cannot_leave_the_store(store: FileStore, name: str) -> None:
     with pytest.raises(AssertionError):
         store.read(name)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError, match=r"'s3://bucket/files': Install s3fs .*here \d{4}\.\d+"):
+        FileStore("s3://bucket/files")
 
 
 def test_a_place_that_nobody_knows_is_a_settings_error() -> None:

@@ -4,6 +4,7 @@ A file belongs to the API key that made it. To all others it is as unknown as on
 """
 
 import asyncio
+import contextlib
 import uuid
 
 import orjson
@@ -13,16 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.admission import owner_of
-from api.errors import BadField, InUse, UnknownObject
+from api.errors import RETRY_AFTER_S, BadField, InUse, NotStored, TooManyRequests, UnknownObject
 from api.openai.batch_bodies import deleted_body, file_body, list_body
 from api.openai.paging import page_of, read_limit
 from api.openai.upload import read_upload
-from api.services import services_of
+from api.services import Services, services_of
 from broker.deadline import now_ms
 from file_store import CHUNK_BYTES, FileGone, FileStore
 from messages.batch import StoredFile
+from telemetry import get_logger
 
 router = APIRouter()
+log = get_logger()
 
 PURPOSE = "batch"
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400  # OpenAI's
@@ -36,7 +39,21 @@ async def create_file(request: Request) -> Response:
     limits = services.settings.batch
     if await services.broker.files.count(owner) >= limits.max_files:
         raise InUse(f"there are {limits.max_files} files already; delete some")
-    upload = await read_upload(request, limits.max_file_bytes)
+    if services.uploads.locked():
+        raise TooManyRequests(f"{limits.uploads_at_once} files are being uploaded here already", RETRY_AFTER_S)
+    async with services.uploads:
+        file = await _receive(request, services, owner)
+    await services.broker.files.add(file)
+    return _json(file_body(file))
+
+
+async def _receive(request: Request, services: Services, owner: str) -> StoredFile:
+    """The file of the form, once the store has it. Raises BodyTooLarge, BadField, NotStored."""
+    limits = services.settings.batch
+    try:
+        upload = await read_upload(request, limits.max_file_bytes)
+    except OSError as error:
+        raise _not_stored(error) from None
     try:
         if (purpose := upload.fields.get("purpose")) != PURPOSE:
             raise BadField(f"purpose must be {PURPOSE!r}, got {(purpose or '')[:40]!r}", "purpose")
@@ -46,9 +63,7 @@ async def create_file(request: Request) -> Response:
     finally:
         await upload.file.close()
     expires_ms = created_ms + 1000 * keep_s
-    file = StoredFile(file_id, owner, upload.filename, PURPOSE, num_bytes, created_ms, expires_ms)
-    await services.broker.files.add(file)
-    return _json(file_body(file))
+    return StoredFile(file_id, owner, upload.filename, PURPOSE, num_bytes, created_ms, expires_ms)
 
 
 @router.get("/v1/files", response_model=None)
@@ -124,15 +139,27 @@ def _expiry_s(fields: dict[str, str]) -> int | None:
 
 
 async def _store(store: FileStore, file_id: str, source: UploadFile) -> int:
-    """Copies; the number of bytes."""
+    """Copies; the number of bytes. Leaves nothing behind when it fails. Raises NotStored."""
     num_bytes = 0
-    target = await asyncio.to_thread(store.create, file_id)
     try:
-        while chunk := await source.read(CHUNK_BYTES):
-            num_bytes += await asyncio.to_thread(target.write, chunk)
-    finally:
-        await asyncio.to_thread(target.close)
+        target = await asyncio.to_thread(store.create, file_id)
+        try:
+            while chunk := await source.read(CHUNK_BYTES):
+                num_bytes += await asyncio.to_thread(target.write, chunk)
+        finally:
+            await asyncio.to_thread(target.close)
+    except BaseException as error:
+        with contextlib.suppress(*store.failures):
+            await asyncio.to_thread(store.remove, file_id)
+        if isinstance(error, store.failures):
+            raise _not_stored(error) from None
+        raise
     return num_bytes
+
+
+def _not_stored(error: Exception) -> NotStored:
+    log.error("file_not_stored", reason=str(error))
+    return NotStored(error)
 
 
 def _json(content: object) -> Response:

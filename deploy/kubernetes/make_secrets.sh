@@ -22,9 +22,13 @@ make_key() {
 }
 make_key keda monitor
 make_key first-client client
+make_key batch client
 
 # Each folder reads only files below itself.
-for component in redis keda; do mkdir -p "$here/components/$component/secrets"; done
-mkdir -p "$here/components/redis/secrets/redis" "$here/components/keda/secrets/keys"
+for component in redis keda batch; do mkdir -p "$here/components/$component/secrets"; done
+mkdir -p "$here/components/redis/secrets/redis" "$here/components/keda/secrets/keys" \
+  "$here/components/batch/secrets/batch" "$here/components/batch/secrets/keys"
 cp "$secrets/redis/users.acl" "$here/components/redis/secrets/redis/users.acl"
 cp "$secrets/keys/keda" "$here/components/keda/secrets/keys/keda"
+cp "$secrets/batch/redis_password" "$here/components/batch/secrets/batch/redis_password"
+cp "$secrets/keys/batch" "$here/components/batch/secrets/keys/batch"

@@ -77,6 +77,8 @@ def test_a_reward_model_needs_no_decode_worker(settings: Settings, reward_dir: P
             await becomes(cluster, 200)
             load = {"current_load": 0.0, "logical_max_load": 0.0, "dynamic_max_load": 0.0}
             assert (await cluster.client.get("/token_load")).json() == load
+            figures = (await cluster.client.get("/metrics")).text
+            assert 'pdq_role_needed{role="prefill"} 1.0' in figures and 'pdq_role_needed{role="decode"} 0.0' in figures
 
             async def script(request: GenerationRequest, choice: int) -> AsyncIterator[TokenEvent]:
                 yield TokenEvent(finish_reason=FinishReason.STOP, score=0.4892578125)

@@ -79,9 +79,9 @@ class ComposeCluster:
         finally:
             self.env, self.files = env, files
 
-    def up(self, prefill: int, decode: int) -> None:
-        """So many workers, all healthy."""
-        scale = ("--scale", f"prefill={prefill}", "--scale", f"decode={decode}")
+    def up(self, **replicas: int) -> None:
+        """So many workers, `prefill` and `decode` and what else there is, all healthy."""
+        scale = [f"--scale={role}={number}" for role, number in replicas.items()]
         try:
             self.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout", "240", *scale, timeout_s=300)
         except AssertionError as failure:

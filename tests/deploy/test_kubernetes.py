@@ -26,9 +26,10 @@ from tests.deploy.kustomization import Resource, build, containers, find, of_kin
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-OVERLAYS = ("cpu", "gpu", "gpu-nodes")
+OVERLAYS = ("cpu", "cpu-batches", "gpu", "gpu-nodes")
 WORKERS = ("prefill", "decode")
 ROLES = ("api", *WORKERS)
+BATCHES = ("batch", "beat")
 SCHEMAS = ("1.30", "1.37")  # the oldest and the newest that they are checked against
 
 
@@ -95,7 +96,7 @@ def test_kubectl_builds_what_is_tested_here(tmp_path: Path) -> None:
 
     def told(each: Resource) -> str:
         text = json.dumps(each | ({"data": sorted(each["data"])} if each["kind"] == "Secret" else {}), sort_keys=True)
-        return re.sub(r'"(settings|redis-[a-z]+|kv-seal|api-keys|keda-key)-[a-z0-9]{10}"', r'"\1"', text)
+        return re.sub(r'"(settings|redis-[a-z]+|kv-seal|api-keys|keda-key|batch-key)-[a-z0-9]{10}"', r'"\1"', text)
 
     for overlay in OVERLAYS:
         command = ["kubectl", "kustomize", str(folder / "overlays" / overlay)]
@@ -237,10 +238,11 @@ def test_make_secrets_makes_every_file_that_a_secret_is_of_and_keeps_it(tmp_path
         }
 
     files = made()
-    assert len(files) == 7 and all(files.values())
+    assert len(files) == 9 and all(files.values())
     assert made() == files, "what is there is kept"
     keys = {key.id: key for key in read_keys(folder / "base" / "secrets" / "keys" / "keys")}
-    assert {name: str(key.scope) for name, key in keys.items()} == {"keda": "monitor", "first-client": "client"}
+    scopes = {"keda": "monitor", "first-client": "client", "batch": "client"}
+    assert {name: str(key.scope) for name, key in keys.items()} == scopes
     assert keys["keda"].sha256 == hash_of(files[folder / "components" / "keda" / "secrets" / "keys" / "keda"].decode())
 
 
@@ -323,7 +325,8 @@ def test_only_the_api_is_let_in_and_only_the_model_job_out(resources: list[Resou
             open_out |= chosen if any("to" not in rule for rule in said.get("egress", [])) else set()
     assert open_in == {"api"} and open_out == {"model-fetch"}
     to_redis = policies["to-redis"]["spec"]
-    assert {pod for pod, labels in running.items() if matches(to_redis["podSelector"], labels)} == set(ROLES)
+    to_it = {pod for pod, labels in running.items() if matches(to_redis["podSelector"], labels)}
+    assert to_it == {*ROLES, *BATCHES} & running.keys()
 
 
 def test_redis_is_run_as_in_compose(compose: dict[str, Any]) -> None:
@@ -335,6 +338,51 @@ def test_redis_is_run_as_in_compose(compose: dict[str, Any]) -> None:
     url = settings_of(resources, "api")["PDQ_REDIS__URL"]
     service = find(resources, "Service", "redis")
     assert url == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/0"
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_batch_workers_are_run_as_in_compose(compose: dict[str, Any]) -> None:
+    resources = build(KUBERNETES / "overlays" / "cpu-batches")
+    for name in BATCHES:
+        (container,) = containers(find(resources, "Deployment", name))
+        assert container["args"] == compose["services"][name]["command"] and container["image"] == "pdq:cpu"
+        assert settings_of(resources, name)["PDQ_REDIS__USERNAME"] == "batch"
+    assert settings_of(resources, "batch")["PDQ_BATCH__BEAT"] == "false", "the clock is a process of its own"
+
+
+def test_the_api_and_batch_workers_see_the_same_files() -> None:
+    resources = build(KUBERNETES / "overlays" / "cpu-batches")
+    for name in ("api", "batch"):
+        pod = pod_of(find(resources, "Deployment", name))
+        (volume,) = (one for one in pod["volumes"] if one.get("persistentVolumeClaim") == {"claimName": "files"})
+        (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == volume["name"])
+        assert mount["mountPath"] == settings_of(resources, name)["PDQ_BATCH__STORE"] and not mount.get("readOnly")
+    # What is being uploaded is on the volume, too, and not in memory.
+    assert settings_of(resources, "api")["TMPDIR"] == settings_of(resources, "api")["PDQ_BATCH__STORE"]
+
+
+def test_batch_workers_have_a_key_of_their_own_and_a_way_to_the_api() -> None:
+    resources = build(KUBERNETES / "overlays" / "cpu-batches")
+    pod, settings = pod_of(find(resources, "Deployment", "batch")), settings_of(resources, "batch")
+    mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    paths = {
+        f"{mounts[one['name']]}/{key}": one["secret"]["secretName"]
+        for one in pod["volumes"]
+        if "secret" in one
+        for key in find(resources, "Secret", one["secret"]["secretName"])["data"]
+    }
+    assert paths == {
+        settings["PDQ_REDIS__PASSWORD_FILE"]: "redis-batch",
+        settings["PDQ_BATCH__API_KEY_FILE"]: "batch-key",
+    }
+    service = find(resources, "Service", "api")
+    assert service["spec"]["ports"][0]["port"] == 80 and settings["PDQ_BATCH__API_URL"] == "http://api"
+    (rule,) = find(resources, "NetworkPolicy", "batch-to-api")["spec"]["egress"]
+    (peer,) = rule["to"]
+    assert [name for name, labels in pods(resources).items() if matches(peer["podSelector"], labels)] == ["api"]
+    assert rule["ports"][0]["port"] == service["spec"]["ports"][0]["targetPort"]
 
 
 # -- KEDA --------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import structlog.testing
 import torch
 
 from errors import KVTransferFailed
@@ -39,14 +40,17 @@ def receiver_of(*pullers: Scripted, require: str | None = None) -> KVReceiver:
 
 
 def pull(receiver: KVReceiver) -> None:
-    receiver.pull(HANDLE, torch.zeros(4, 8, dtype=torch.uint8), [2, 3], EXPORT)
+    receiver.pull(HANDLE, torch.zeros(4, 8, dtype=torch.uint8), [2, 3], EXPORT, "r-1")
 
 
 def test_what_fails_is_passed_over_for_a_while() -> None:
     first, second = Scripted("nixl", KVTransferFailed("no route")), Scripted("gloo")
     receiver = receiver_of(first, second)
-    for _ in range(3):
-        pull(receiver)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            pull(receiver)
+    (failed,) = (line for line in logs if line["event"] == "kv_transport_failed")
+    assert (failed["request_id"], failed["kind"], failed["reason"]) == ("r-1", "nixl", "no route")
     assert (first.calls, second.calls) == (1, 3)
     assert receiver.counts["nixl"] == TransferCount(failures=1)
     assert receiver.counts["gloo"] == TransferCount(pulls=3, num_bytes=48)

@@ -72,9 +72,14 @@ class WatchedReceiver(KVReceiver):
     offered: Offered
 
     def pull(
-        self, handle: KVHandle, into: torch.Tensor, block_ids: Sequence[int], export: PoolExport | None = None
+        self,
+        handle: KVHandle,
+        into: torch.Tensor,
+        block_ids: Sequence[int],
+        export: PoolExport | None = None,
+        request_id: str = "",
     ) -> None:
-        super().pull(handle, into, block_ids, export)
+        super().pull(handle, into, block_ids, export, request_id)
         if _bytes_of(into.view(-1).view(torch.uint8), self._block_bytes, block_ids) != self.offered.bytes.get(
             handle.transfer_id
         ):

@@ -1,10 +1,12 @@
 """What /v1/files and /v1/batches accept and refuse, without anybody who runs them."""
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
+from starlette.formparsers import MultiPartParser
 
 from settings.batch import BatchSettings
 from settings.loading import Settings
@@ -58,6 +60,50 @@ def test_uploads_are_bounded_and_checked(bounded: Settings) -> None:
             await client.delete(f"/v1/files/{kept['id']}")
             assert kept["id"] not in cluster.services.store.names()
             assert (await upload(client)).status_code == 200
+
+    run(main())
+
+
+def test_a_file_that_there_is_no_room_for_leaves_nothing(bounded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with fake_cluster(bounded, takes_jobs=False) as cluster:
+            client, store = cluster.client, cluster.services.store
+            create = store.create
+
+            def create_on_a_full_disk(name: str) -> IO[bytes]:
+                create(name).close()
+                return open("/dev/full", "wb")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(store, "create", create_on_a_full_disk)
+                answer = await upload(client, b"x" * MAX_FILE_BYTES)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (
+                507,
+                "the file cannot be kept: No space left on device",
+            )
+            with monkeypatch.context() as patched:
+                patched.setattr(tempfile, "tempdir", "/nowhere")
+                patched.setattr(MultiPartParser, "spool_max_size", 1000)
+                answer = await upload(client, b"x" * MAX_FILE_BYTES)
+            assert answer.status_code == 503 and "Retry-After" in answer.headers
+            assert store.names() == [] and (await client.get("/v1/files")).json()["data"] == []
+            assert (await upload(client)).status_code == 200
+
+    run(main())
+
+
+def test_only_so_many_files_come_at_once(bounded: Settings) -> None:
+    async def main() -> None:
+        async with fake_cluster(bounded, takes_jobs=False) as cluster:
+            places = cluster.services.uploads
+            for _ in range(bounded.batch.uploads_at_once):
+                await places.acquire()
+            answer = await upload(cluster.client)
+            assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
+            places.release()
+            for _ in range(2):
+                assert (await upload(cluster.client)).status_code == 200
+            assert not places.locked(), "a place is given back"
 
     run(main())
 
