@@ -9,6 +9,8 @@
 
 #include "attention.h"
 #include "decoder.h"
+#include "gate_bf16.h"
+#include "isa.h"
 #include "rows.h"
 #include "scratch.h"
 #include "team.h"
@@ -243,6 +245,7 @@ class Walk {
         const int64_t panels = size / PANEL;
         products(crew, b.normed, both, panels, 2, [&](int64_t row, int64_t first, int64_t count, const float* c) {
             // Beside each other lie `count` gates and as many ups, to be rounded like any linear's outputs.
+            if (isa() >= AVX512_BF16) return silu_mul_bf16(c, c + count, b.activated.row(row) + first, count);
             BFloat16 rounded[2 * PANELS_AT_ONCE * PANEL];
             store(c, 2 * count, rounded);
             silu_mul_row(rounded, rounded + count, b.activated.row(row) + first, count);
