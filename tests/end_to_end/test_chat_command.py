@@ -100,7 +100,7 @@ def test_ctrl_c_ends_the_answer_on_the_server_and_the_conversation_goes_on(demo:
 
 def test_one_question_that_is_cut_short_is_exit_code_130(demo: Cluster) -> None:
     with terminal("chat", STORY, "--url", demo.url, "--temperature", "0") as screen:
-        demo.busy_process(Role.DECODE)
+        screen.wait_for(" ")  # the answer has begun
         screen.press(CTRL_C)
         assert screen.wait_end() == 130 and "Traceback" not in screen.text
 
