@@ -38,7 +38,7 @@ class FileStore:
             raise ConfigError(f"PDQ_BATCH__STORE = {place!r}: {error} ({same})") from None
         protocols = self._files.protocol
         self._has_folders = OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
-        self.failures = (OSError, *_failures_of(place))
+        self.failures: tuple[type[Exception], ...] = (OSError, *_failures_of(place))
 
     def create(self, name: str) -> IO[bytes]:
         """A file to write, in place of one of that name; there when it is closed."""
