@@ -63,7 +63,8 @@ def main(url: str, model: str) -> None:
     listed = chat.bind(logprobs=True, top_logprobs=2).invoke(QUESTION).response_metadata["logprobs"]["content"]
     assert "".join(one["token"] for one in listed).startswith(whole.content), listed
     assert all(len(one["top_logprobs"]) == 2 for one in listed), listed
-    (several,) = chat.bind(n=2, temperature=1, seed=1).generate([[HumanMessage(QUESTION)]]).generations
+    sampling = chat.model_copy(update={"n": 2, "temperature": 1, "seed": 1})
+    (several,) = sampling.generate([[HumanMessage(QUESTION)]]).generations
     assert len(several) == 2, several
     try:
         chat.invoke(QUESTION, temperature=-1)
