@@ -66,7 +66,10 @@ def test_beside_who_comes_and_goes_steps_stay_stretched() -> None:
         long, short = host.seat(lambda: None), host.seat(lambda: None)
 
         def work() -> None:
-            host.compute(short, Cost([1, 2], [0.01, 0.005]), lambda: clock.after(0.0, pause))
+            host.compute(short, Cost([1, 2], [0.01, 0.005]), soon)
+
+        def soon() -> None:
+            clock.after(0.0, pause)
 
         def pause() -> None:
             host.leave(short)
