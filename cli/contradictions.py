@@ -1,6 +1,6 @@
 """Settings that are good each by itself and do not go together. Pure but for a look whether named files are there.
 
-Knows what settings mean; what a value may be by itself is settings.py's.
+Knows what settings mean; what a value may be by itself is the room settings'.
 """
 
 import os

@@ -73,6 +73,7 @@ class ToolParams(msgspec.Struct, frozen=True, array_like=True):
     style: Literal["hermes", "llama3"]
     names: tuple[str, ...]  # of the tools that may be called
     is_parallel: bool = True  # else only the first call is told
+    is_required: bool = False  # the text is held to calls: no beginning of one is content
 
 
 class AnswerParams(msgspec.Struct, frozen=True, array_like=True):

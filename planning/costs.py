@@ -35,8 +35,8 @@ class Way(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_gap_s: float = 0.0  # between two prefill steps
     decode_gap_s: float = 0.0  # between two decode steps
     token_s: float = 0.0  # what each token adds to its decode step: publishing, relaying and reading it on these cores
-    # Times as long as its threads say that a step takes while others compute on its host's cores: who is put off a core
-    # in the middle of a section holds up the whole step.
+    # Times as long as its threads say that a step takes while others come to and leave its host's cores (SETTLE_S of
+    # host.py): who is put off a core in the middle of a section holds up the whole step.
     shared_stretch: float = 1.0
 
 

@@ -2,9 +2,13 @@
 
 Steps are measured alone on every core, and on a half, a quarter, ... of them while a neighbour computes on the rest, as
 workers of one host do. On a GPU a worker has its device for itself, and there is one measurement. Imports torch.
+
+All steps are gone through several times, and the median of each counts: what disturbs the machine for a second then
+spoils one pass and no step, and a step has to fetch its weights after another one, as a worker's has.
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 from bench.machine import read_machine
 from planning.costs import FORMAT_VERSION, Point, StepCosts
@@ -14,6 +18,7 @@ from settings.loading import Settings
 
 CONTEXTS = (64, 512, 1536)
 BATCHES = (1, 4, 16, 64, 256)
+NUM_PASSES = 5  # that count, after one that does not
 
 
 def measure_steps(settings: Settings, model: str, report: Callable[[str], None]) -> StepCosts:
@@ -29,13 +34,13 @@ def measure_steps(settings: Settings, model: str, report: Callable[[str], None])
     for threads in thread_counts(bench.num_threads):
         bench.use_threads(threads)
         with busy_neighbour("decode", bench.num_threads - threads):
-            for size, context in grid(sizes, (0, *CONTEXTS[1:]), 1, bench):
-                report(f"prefill step of {size} tokens after {context}, {threads or 'its own'} threads")
-                prefill.append(Point(threads, size, context, bench.prefill_s(size, context)))
+            pairs = grid(sizes, (0, *CONTEXTS[1:]), 1, bench)
+            report(f"prefill steps of {sizes[0]} to {budget} tokens, {threads or 'its own'} threads")
+            prefill += measured(threads, pairs, bench.prefill_s)
         with busy_neighbour("prefill", bench.num_threads - threads):
-            for batch, context in grid(batches, CONTEXTS, None, bench):
-                report(f"decode step of {batch} sequences after {context}, {threads or 'its own'} threads")
-                decode.append(Point(threads, batch, context, bench.decode_s(batch, context)))
+            pairs = grid(batches, CONTEXTS, None, bench)
+            report(f"decode steps of 1 to {batches[-1]} sequences, {threads or 'its own'} threads")
+            decode += measured(threads, pairs, bench.decode_s)
     machine = read_machine()
     return StepCosts(
         format_version=FORMAT_VERSION,
@@ -49,6 +54,13 @@ def measure_steps(settings: Settings, model: str, report: Callable[[str], None])
         prefill=tuple(prefill),
         decode=tuple(decode),
     )
+
+
+def measured(threads: int, pairs: Sequence[tuple[int, int]], step_s: Callable[[int, int], float]) -> list[Point]:
+    """A point of each (size, context), by `step_s` of it."""
+    passes = [[step_s(size, context) for size, context in pairs] for _ in range(1 + NUM_PASSES)][1:]
+    medians = map(statistics.median, zip(*passes, strict=True))
+    return [Point(threads, size, context, seconds) for (size, context), seconds in zip(pairs, medians, strict=True)]
 
 
 def thread_counts(num_threads: int) -> list[int]:

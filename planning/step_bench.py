@@ -4,7 +4,6 @@ With the C++ kernels on exactly the threads it is told, whatever the ledger says
 the engine are this one and those that run it.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -21,7 +20,6 @@ from messages.request import SamplingParams
 from messages.worker_status import Role
 from settings.loading import Settings
 
-REPEATS = 3
 POOL_TOKENS = 1 << 15  # of the grid's largest decode step; memory of the measurement, not a worker's
 
 
@@ -56,23 +54,19 @@ class StepBench:
     def prefill_s(self, num_tokens: int, context: int) -> float:
         """Seconds of a step that computes the last so many tokens of one prompt, after `context` others."""
         (sequence,) = self._sequences(1, context + num_tokens)
-
-        def step() -> None:
-            sequence.num_computed_tokens = context
-            self._runner.prefill([PrefillChunk(sequence, num_tokens)])
-
-        return _median_s(step)
+        sequence.num_computed_tokens = context
+        began = time.perf_counter()
+        self._runner.prefill([PrefillChunk(sequence, num_tokens)])
+        return time.perf_counter() - began
 
     def decode_s(self, batch: int, context: int) -> float:
         """Seconds of a step of so many sequences, each after `context` tokens."""
         sequences = self._sequences(batch, context + 1)
-
-        def step() -> None:
-            for sequence in sequences:
-                sequence.num_computed_tokens = context
-            self._runner.decode(sequences)
-
-        return _median_s(step)
+        for sequence in sequences:
+            sequence.num_computed_tokens = context
+        began = time.perf_counter()
+        self._runner.decode(sequences)
+        return time.perf_counter() - began
 
     def _sequences(self, num: int, num_tokens: int) -> list[Sequence]:
         each = -(-num_tokens // self.block_size)
@@ -86,14 +80,3 @@ class StepBench:
             )
             for number in range(num)
         ]
-
-
-def _median_s(step: Callable[[], None]) -> float:
-    """Of a few repeats, after one that is not counted."""
-    step()
-    seconds = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

@@ -60,6 +60,13 @@ _GEMMA = {
     "final_logit_softcapping": 30.0,
     "tie_word_embeddings": False,  # a tied one repeats itself
 }
+_GEMMA3 = _GEMMA | {
+    "sliding_window_pattern": 3,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 36}
 _PHI4 = _rope(
     "longrope",
@@ -86,17 +93,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm2_biased": ("Llama", {"attention_bias": True, "num_key_value_heads": 3}),
     "llama_gelu": ("Llama", {"hidden_act": "gelu"}),
     "gemma2": ("Gemma2", _GEMMA | {"attn_logit_softcapping": 4.0}),
-    "gemma3": (
-        "Gemma3Text",
-        _GEMMA
-        | {
-            "sliding_window_pattern": 3,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-            },
-        },
-    ),
+    "gemma3": ("Gemma3Text", _GEMMA3),
     "phi3": ("Phi3", {"sliding_window": 13}),
     "phi4": ("Phi3", _PHI4 | {"tie_word_embeddings": True, "num_key_value_heads": 3}),
     "phi_whole": ("Phi3", {"head_dim": 16, "hidden_size": 96} | _rope("default", partial_rotary_factor=0.5)),
@@ -159,11 +156,16 @@ CUTTABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm2_even_4": ("Llama", _EVEN | {"num_key_value_heads": 4}),
     "qwen2_reward_even": ("Qwen2", _EVEN),
     "gemma2_even": ("Gemma2", _EVEN | _GEMMA | {"attn_logit_softcapping": 4.0}),
+    "gemma3_even": ("Gemma3Text", _EVEN | _GEMMA3),
     "phi4_even": ("Phi3", _EVEN | _PHI4),
     "gpt_neox_even": ("GPTNeoX", _EVEN | _rope("default", partial_rotary_factor=0.4)),
     "gpt2_even": ("GPT2", _EVEN | {"n_inner": 92}),
     "mixtral_even": ("Mixtral", _EVEN | {"num_local_experts": 5}),
     "qwen2_moe_even": ("Qwen2Moe", _EVEN | _EXPERTS | {"shared_expert_intermediate_size": 52}),
+    "qwen3_moe_even": (
+        "Qwen3Moe",
+        _EVEN | _EXPERTS | {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 2},
+    ),
 }
 
 

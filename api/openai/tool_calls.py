@@ -54,8 +54,12 @@ def message_of(
 
 
 def reason_of(reason: FinishReason | None, parser: ToolParser) -> str | None:
-    """What a choice that ended by itself is said to have ended with."""
-    return TOOL_CALLS if reason == FinishReason.STOP and parser.num_calls else reason
+    """What a choice is said to have ended with: calls only where the text ended by itself and each of them is whole.
+
+    Whoever reads `tool_calls` carries them out, so arguments that a limit or a stop sequence cut off keep the reason
+    of the cut, as OpenAI's do.
+    """
+    return TOOL_CALLS if reason == FinishReason.STOP and parser.has_whole_calls else reason
 
 
 def call_id(request: GenerationRequest, choice: int, index: int) -> str:

@@ -2,8 +2,8 @@
 
 Pure. The same text gives the same calls however it is cut into pieces. A call is told as soon as its name is known and
 its arguments begin; these are passed on as they are written, so a text that ends in the middle of them leaves them
-unfinished. Whatever is no call of one of the tools (another name, no JSON, no object) is content, to the letter; blanks
-around calls are dropped.
+unfinished: what was streamed cannot be taken back, and JSON that is mended says what the model did not. Whatever is no
+call of one of the tools (another name, no JSON, no object) is content, to the letter; blanks around calls are dropped.
 
 Styles:
     hermes   <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>, anywhere; Hermes, Qwen
@@ -66,6 +66,7 @@ class ToolParser:
 
     def __init__(self, params: ToolParams) -> None:
         self._names, self._is_parallel = frozenset(params.names), params.is_parallel
+        self._is_required = params.is_required
         self._has_tags = params.style == "hermes"
         self._opening = OPENINGS[params.style]
         self._place = _Place.TEXT
@@ -76,7 +77,14 @@ class ToolParser:
         self._depth, self._in_string, self._is_escaped = 0, False, False
         self._has_called = False  # since the opening tag
         self._deltas: list[Delta] = []
+        self._arguments: list[str] = []  # of the call that is told
         self.num_calls = 0
+        self._num_whole = 0  # of those that are told
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether calls were told, and the arguments of each are a JSON object: somebody may carry them out."""
+        return 0 < self._num_whole == (self.num_calls if self._is_parallel else min(self.num_calls, 1))
 
     def feed(self, text: str) -> list[Delta]:
         """What `text` adds."""
@@ -85,8 +93,10 @@ class ToolParser:
         return self._taken()
 
     def end(self) -> list[Delta]:
-        """What was held back, now that no text comes."""
+        """What was held back, now that no text comes. Where a call is required it is the beginning of one."""
         match self._place:
+            case _ if self._is_required:
+                pass
             case _Place.TEXT if self._tag or not self.num_calls or self._held.strip(" \t\r\n;"):
                 self._say(self._held + self._tag)
             case _Place.INSIDE if not self._has_called:
@@ -216,6 +226,7 @@ class ToolParser:
             self._give_up()
             return
         self._call(name, orjson.dumps(arguments).decode())
+        self._end_arguments()
         self._end_call()
 
     def _give_up(self) -> None:
@@ -228,6 +239,7 @@ class ToolParser:
         self._held = self._object = ""
         self._has_called = True
         self.num_calls += 1
+        self._arguments = [arguments]
         if self._is_told:
             self._deltas += (CallStart(self.num_calls - 1, name), Arguments(self.num_calls - 1, arguments))
 
@@ -240,6 +252,7 @@ class ToolParser:
             self._end_call()
             self._step(character)
             return
+        self._arguments.append(character)
         last = self._deltas[-1] if self._deltas else None
         if not self._is_told:
             pass
@@ -248,7 +261,12 @@ class ToolParser:
         else:
             self._deltas.append(Arguments(self.num_calls - 1, character))
         if self._depth == 1 and not self._in_string and character in "}]":
+            self._end_arguments()
             self._place = _Place.REST
+
+    def _end_arguments(self) -> None:
+        """Braces may be even and the rest no JSON."""
+        self._num_whole += self._is_told and isinstance(_parsed("".join(self._arguments)), dict)
 
     def _in_rest(self, character: str) -> None:
         if not self._scan(character):

@@ -30,7 +30,7 @@ class Tools:
 
     def params(self, style: Style) -> ToolParams:
         """What reads the calls out of the text."""
-        return ToolParams(style, self.callable_names, self.is_parallel)
+        return ToolParams(style, self.callable_names, self.is_parallel, self.is_required)
 
     def schema(self, name: str) -> Mapping[str, object]:
         """Of a tool's arguments; any object where it has none."""

@@ -1,4 +1,4 @@
-"""aiperf measures the demo model over OpenAI's chats, with the model's own tokenizer.
+"""aiperf measures the demo model over OpenAI's chats and completions, with the model's own tokenizer.
 
 It takes tokenizers from Hugging Face's cache; a directory that is none fails in aiperf 0.13.0 where the hub is offline.
 """
@@ -15,11 +15,13 @@ from tests.clients.environment import client_program, needs_client
 from tests.end_to_end.cluster import Cluster
 
 NUM_REQUESTS = 4
+NUM_OUTPUT_TOKENS = 8
 
 
 @pytest.mark.clients
 @needs_client("aiperf")
-def test_a_small_load_is_measured(demo: Cluster, demo_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_a_small_load_is_measured(endpoint: str, demo: Cluster, demo_dir: Path, tmp_path: Path) -> None:
     (model,) = httpx.get(demo.url + "/v1/models").json()["data"]
     hub = tmp_path / "hf" / "hub" / "models--pdq--demo"
     (hub / "refs").mkdir(parents=True)
@@ -29,9 +31,16 @@ def test_a_small_load_is_measured(demo: Cluster, demo_dir: Path, tmp_path: Path)
     subprocess.run(
         [
             *(client_program("aiperf", "aiperf"), "profile", "--model", model["id"], "--tokenizer", "pdq/demo"),
-            *("--url", demo.url, "--endpoint-type", "chat", "--streaming", "--concurrency", "2"),
+            *("--url", demo.url, "--endpoint-type", endpoint, "--streaming", "--concurrency", "2"),
             *("--request-count", str(NUM_REQUESTS), "--num-dataset-entries", str(NUM_REQUESTS)),
-            *("--synthetic-input-tokens-mean", "32", "--output-tokens-mean", "8", "--extra-inputs", "ignore_eos:true"),
+            *(
+                "--synthetic-input-tokens-mean",
+                "32",
+                "--output-tokens-mean",
+                str(NUM_OUTPUT_TOKENS),
+                "--extra-inputs",
+                "ignore_eos:true",
+            ),
             *("--artifact-dir", str(tmp_path / "out"), "--ui", "none"),
         ],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
@@ -42,5 +51,6 @@ def test_a_small_load_is_measured(demo: Cluster, demo_dir: Path, tmp_path: Path)
     (found,) = (tmp_path / "out").rglob("profile_export_aiperf.json")
     measured = json.loads(found.read_text())
     assert measured["request_count"]["avg"] == NUM_REQUESTS
+    assert measured["output_sequence_length"]["avg"] == NUM_OUTPUT_TOKENS
     assert measured["time_to_first_token"]["avg"] > 0
     assert not measured.get("error_summary")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from cli.health import api_problem
-from messages.worker_status import Role
 from tests.api.keys import KeyFile
 from tests.cli.terminal import CTRL_C, CTRL_D, terminal
 from tests.end_to_end.cluster import ROOT, Cluster, free_port, wait_until

@@ -1,12 +1,14 @@
 """OpenAI's own client against a cluster of ours: what it sends is understood, what we send it can read."""
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from tests.end_to_end.cluster import Cluster
 
@@ -22,6 +24,15 @@ WEATHER: Any = {
     "type": "function",
     "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": CITY},
 }
+
+
+class Capital(BaseModel):
+    """A form for `parse`."""
+
+    model_config = ConfigDict(extra="forbid")
+    city: Literal["Paris", "Berlin"]
+
+
 GREETING = " AI refers to machines that can perform tasks that typically require human intelligence"
 
 
@@ -211,3 +222,68 @@ def test_the_output_has_the_form_that_is_asked_for(client: openai.OpenAI, model:
         model=model, prompt="A city as JSON: ", temperature=0, max_tokens=40, extra_body={"response_format": form}
     ).choices[0]
     assert list(json.loads(completion.text)) == ["city"]
+
+
+def test_parse_makes_objects_of_what_is_whole(client: openai.OpenAI, model: str) -> None:
+    """The client's own reading: an object of the class that was asked for; an exception where the limit cut it off."""
+    asked: dict[str, Any] = {"model": model, "messages": FRANCE, "temperature": 0, "response_format": Capital}
+    found = client.chat.completions.parse(max_tokens=40, **asked).choices[0].message
+    assert found.parsed == Capital(city="Paris")
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(max_tokens=3, **asked)
+    with (
+        pytest.raises(openai.LengthFinishReasonError),
+        client.chat.completions.stream(max_tokens=3, **asked) as stream,
+    ):
+        stream.until_done()
+
+
+def test_a_call_that_breaks_off_is_no_finished_call(client: openai.OpenAI, model: str) -> None:
+    """By the limit and by a stop sequence, whole and streamed: what there is of it, and the reason of the cut."""
+    wanted: dict[str, Any] = {"model": model, "messages": FRANCE, "temperature": 0, "max_tokens": 60}
+    wanted |= {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    whole = client.chat.completions.create(**wanted)
+    (call,) = whole.choices[0].message.tool_calls or []
+    assert call.type == "function" and whole.choices[0].finish_reason == "tool_calls" and whole.usage is not None
+    for reason, more in (("length", {"max_tokens": whole.usage.completion_tokens - 10}), ("stop", {"stop": "city"})):
+        cut = client.chat.completions.create(**wanted | more).choices[0]
+        (begun,) = cut.message.tool_calls or []
+        assert cut.finish_reason == reason and begun.type == "function"
+        assert call.function.arguments.startswith(begun.function.arguments) and begun.function.arguments != ""
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(begun.function.arguments)
+        with client.chat.completions.stream(**wanted | more) as stream:
+            streamed = stream.get_final_completion() if reason == "stop" else None
+            if streamed is None:
+                stream.until_done()
+                streamed = stream.current_completion_snapshot
+        assert streamed.choices[0].finish_reason == reason
+        (again,) = streamed.choices[0].message.tool_calls or []
+        assert again.function.arguments == begun.function.arguments
+
+
+def test_a_chats_choices_stops_and_token_limits(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=FRANCE, n=2, seed=3, temperature=1, max_tokens=8)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.usage is not None and answer.usage.completion_tokens <= 16
+    stopped = client.chat.completions.create(model=model, messages=FRANCE, temperature=0, stop=[" France", "x"])
+    assert stopped.choices[0].message.content == "The capital of" and stopped.choices[0].finish_reason == "stop"
+    short = client.chat.completions.create(model=model, messages=FRANCE, temperature=0, max_completion_tokens=3)
+    assert short.choices[0].finish_reason == "length" and short.choices[0].message.content == "The capital of"
+
+
+def test_many_streams_of_the_asynchronous_client(demo: Cluster, model: str) -> None:
+    async def ask(client: openai.AsyncOpenAI) -> str:
+        said = ""
+        messages: Any = FRANCE
+        async for chunk in await client.chat.completions.create(
+            model=model, messages=messages, temperature=0, stream=True
+        ):
+            said += chunk.choices[0].delta.content or ""
+        return said
+
+    async def main() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=demo.url + "/v1", api_key="none", timeout=60, max_retries=0) as client:
+            return await asyncio.gather(*(ask(client) for _ in range(4)))
+
+    assert asyncio.run(main()) == ["The capital of France is Paris."] * 4

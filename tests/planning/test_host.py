@@ -7,7 +7,7 @@ import pytest
 
 from planning.clock import Clock
 from planning.costs import Cost
-from planning.host import FRESH_S, Host
+from planning.host import FRESH_S, SETTLE_S, Host
 
 EVEN = Cost([1, 2], [2.0, 1.0])  # speed in proportion to the threads
 
@@ -47,14 +47,42 @@ def test_who_leaves_is_not_waited_for() -> None:
     assert ends == pytest.approx([2.0])
 
 
-def test_beside_each_other_steps_stretch() -> None:
+def test_steps_stretch_until_those_who_compute_have_settled() -> None:
     clock = Clock()
     host = Host(clock, 2, shared_stretch=1.5)
     ends: list[float] = []
     for seat in (host.seat(lambda: None), host.seat(lambda: None)):
         host.compute(seat, EVEN, lambda: ends.append(clock.now_s))
     clock.run()
-    assert ends == pytest.approx([3.0, 3.0])
+    settled_s = SETTLE_S + 2.0 * (1 - SETTLE_S / (1.5 * 2.0))
+    assert ends == pytest.approx([settled_s, settled_s])
+
+
+def test_beside_who_comes_and_goes_steps_stay_stretched() -> None:
+    def end_s(stretch: float) -> float:
+        clock = Clock()
+        host = Host(clock, 2, stretch)
+        ends: list[float] = []
+        long, short = host.seat(lambda: None), host.seat(lambda: None)
+
+        def work() -> None:
+            host.compute(short, Cost([1, 2], [0.01, 0.005]), soon)
+
+        def soon() -> None:
+            clock.after(0.0, pause)
+
+        def pause() -> None:
+            host.leave(short)
+            if not ends:
+                clock.after(SETTLE_S / 4, work)
+
+        host.compute(long, EVEN, lambda: ends.append(clock.now_s))
+        work()
+        clock.run()
+        return ends[0]
+
+    # The short one computes for more than half of the time.
+    assert end_s(1.5) > 1.2 * end_s(1.0)
 
 
 def test_on_devices_of_their_own_nobody_shares() -> None:

@@ -13,6 +13,7 @@ from messages.request import ToolParams
 
 HERMES = ToolParams("hermes", ("f", "get_weather"))
 LLAMA3 = ToolParams("llama3", ("f", "get_weather"))
+ONE = ToolParams("hermes", ("f", "get_weather"), is_parallel=False)
 F = '{"name": "f", "arguments": {"a": "}{</tool_call>\\"\\\\"}}'
 F_ARGUMENTS = '{"a": "}{</tool_call>\\"\\\\"}'
 W = '{"name": "get_weather", "parameters": {}}'
@@ -137,3 +138,51 @@ def test_arguments_come_as_they_are_written() -> None:
 )
 def test_a_call_that_is_none_is_content(text: str) -> None:
     assert parsed(HERMES, text) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("params", "text", "is_whole"),
+    [
+        (HERMES, f"<tool_call>{F}</tool_call>", True),
+        (HERMES, f"<tool_call>{F}</tool_call><tool_call>{W}", True),  # the closing tag says nothing more
+        (HERMES, '<tool_call>{"name": "f", "arguments": {}', True),
+        (HERMES, '<tool_call>{"arguments": {"x": 1}, "name": "f"}', True),
+        (HERMES, f'<tool_call>{F}</tool_call><tool_call>{{"name": "f", "arguments": {{"a"', False),  # the second is cut
+        (HERMES, f'<tool_call>{{"name": "f", "arguments": {{"a" oh</tool_call><tool_call>{W}', False),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": tru}}</tool_call>', False),  # even braces, no JSON
+        (HERMES, "No call.", False),
+        (LLAMA3, f"{W}; {F}", True),
+        (LLAMA3, f'{W}; {{"name": "f", "parameters": {{"a": "', False),
+        (ONE, f'<tool_call>{F}</tool_call><tool_call>{{"name": "f", "arguments": {{"a"', True),  # that is not told
+        (ONE, f'<tool_call>{{"name": "f", "arguments": {{"a" oh</tool_call><tool_call>{W}', False),
+    ],
+)
+def test_calls_are_whole_where_all_their_arguments_are_json(params: ToolParams, text: str, is_whole: bool) -> None:
+    parser = ToolParser(params)
+    parser.feed(text)
+    parser.end()
+    assert parser.has_whole_calls is is_whole
+
+
+@given(PARAMS, TEXTS)
+def test_whole_calls_can_be_read(params: ToolParams, text: str) -> None:
+    parser = ToolParser(params)
+    parser.feed(text)
+    parser.end()
+    _, calls = parsed(params, text)
+    assert parser.has_whole_calls == (bool(calls) and all(is_object(arguments) for _, arguments in calls))
+
+
+def is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def test_the_beginning_of_a_required_call_is_no_content() -> None:
+    required = ToolParams("hermes", ("f",), is_required=True)
+    for text in ("<tool", "<tool_call>\n", '<tool_call>\n{"name": "f", "argu'):
+        assert parsed(required, text) == ("", [])
+        assert parsed(HERMES, text) == (text, [])  # where none is required nobody can know
+    assert parsed(required, '<tool_call>\n{"name": "f", "arguments": {"a') == ("", [("f", '{"a')])

@@ -48,9 +48,11 @@ async def tool_cluster(settings: Settings) -> AsyncIterator[FakeCluster]:
         yield cluster
 
 
-async def both(cluster: FakeCluster, text: str, **more: Any) -> tuple[Any, Any]:
+async def both(
+    cluster: FakeCluster, text: str, reason: FinishReason = FinishReason.STOP, **more: Any
+) -> tuple[Any, Any]:
     """(choice of the whole answer, its deltas put together) of a model that writes `text`."""
-    cluster.script = cluster.length_script(text, FinishReason.STOP)
+    cluster.script = cluster.length_script(text, reason)
     headers = {"X-Request-Id": f"r{len(cluster.requests)}"}
     answer = await cluster.post(CHAT, ASKED | more, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -105,6 +107,33 @@ def test_what_is_no_call_stays_content(chatty: Settings) -> None:
             assert "weather" not in prompt
             one, _ = await both(cluster, f"{CALL}{OTHER}", parallel_tool_calls=False)
             assert len(one["message"]["tool_calls"]) == 1
+
+    run(main())
+
+
+def test_calls_that_break_off_are_not_to_be_carried_out(chatty: Settings) -> None:
+    """What there is of them is told; the reason is that of the end, as OpenAI's is, and not `tool_calls`."""
+
+    async def main() -> None:
+        async with tool_cluster(chatty) as cluster:
+            arguments = '{"city": "Bo'
+            cut = CALL[: CALL.index("nn")]
+            for reason in (FinishReason.LENGTH, FinishReason.STOP):
+                for text in (cut, f"{OTHER}\n{cut}"):
+                    whole, streamed = await both(cluster, text, reason)
+                    assert whole["finish_reason"] == streamed["finish_reason"] == str(reason)
+                    assert whole["message"]["tool_calls"][-1]["function"]["arguments"] == arguments
+                    assert streamed["calls"][-1]["arguments"] == arguments
+                    assert (whole["message"]["content"], streamed["content"]) == (None, "")
+            # A whole call at the limit: more might have come.
+            whole, streamed = await both(cluster, CALL, FinishReason.LENGTH)
+            assert whole["finish_reason"] == streamed["finish_reason"] == "length"
+            for required in ("required", NAMED):
+                whole, streamed = await both(
+                    cluster, CALL[:20], FinishReason.LENGTH, tool_choice=required, max_tokens=20
+                )
+                assert (whole["message"]["content"], streamed["content"]) == ("", "")
+                assert "tool_calls" not in whole["message"] and streamed["calls"] == []
 
     run(main())
 

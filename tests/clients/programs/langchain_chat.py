@@ -1,11 +1,13 @@
 """langchain-openai against a server of OpenAI's API: `langchain_chat.py URL MODEL`."""
 
+import asyncio
 import sys
 from typing import Literal
 
+import openai
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, ConfigDict
 
 QUESTION = "What is the capital of France?"
@@ -52,6 +54,35 @@ def main(url: str, model: str) -> None:
     assert [one["args"] for one in streamed.tool_calls] == [call["args"]], streamed
     result = ToolMessage(get_weather.invoke(call["args"]), tool_call_id=call["id"])
     assert chat.bind_tools([get_weather]).invoke([asked, called, result]).content is not None
+
+    cut = bound.invoke([asked], max_tokens=called.usage_metadata["output_tokens"] - 10)
+    assert cut.response_metadata["finish_reason"] == "length" and not cut.tool_calls, cut
+    assert [one["name"] for one in cut.invalid_tool_calls] == ["get_weather"], cut
+
+    assert chat.invoke(QUESTION, stop=[" is"]).content == "The capital of France"
+    listed = chat.bind(logprobs=True, top_logprobs=2).invoke(QUESTION).response_metadata["logprobs"]["content"]
+    assert "".join(one["token"] for one in listed).startswith(whole.content), listed
+    assert all(len(one["top_logprobs"]) == 2 for one in listed), listed
+    sampling = chat.model_copy(update={"n": 2, "temperature": 1, "seed": 1})
+    (several,) = sampling.generate([[HumanMessage(QUESTION)]]).generations
+    assert len(several) == 2, several
+    try:
+        chat.invoke(QUESTION, temperature=-1)
+    except openai.BadRequestError as error:
+        assert error.param == "temperature", error
+    else:
+        raise AssertionError("temperature -1 was taken")
+
+    async def at_once() -> list[str]:
+        return [one.content for one in await chat.abatch([QUESTION] * 3)]
+
+    assert asyncio.run(at_once()) == [whole.content] * 3
+
+    completions = OpenAI(base_url=url + "/v1", api_key="none", model=model, temperature=0, max_tokens=13, max_retries=0)
+    prompts = ["What is AI?", "The capital of France is"]
+    both = [one[0].text for one in completions.generate(prompts).generations]  # one request of two prompts
+    assert both[0] == " AI refers to machines that can perform tasks that typically require human intelligence", both
+    assert "".join(completions.stream(prompts[1])) == both[1], both
 
 
 if __name__ == "__main__":
