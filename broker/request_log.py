@@ -5,7 +5,7 @@ is docs/lifecycle.md, "hops and epochs". This file knows neither workers nor HTT
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from redis.asyncio import Redis
@@ -43,9 +43,14 @@ class RequestLog:
         self._reader_lease_ms = reader_lease_ms
 
     async def create(
-        self, request: GenerationRequest, max_waiting: int | None = None, room: Room | None = None
+        self,
+        request: GenerationRequest,
+        max_waiting: int | None = None,
+        room: Room | None = None,
+        images: Mapping[bytes, bytes] | None = None,
     ) -> Backlog:
-        """Write the record and put one PrefillJob per choice; what waited before it.
+        """Write the record and put one PrefillJob per choice; what waited before it. `images`: the bytes of those that
+        the request names, by digest.
 
         Raises InvalidRequest when the id is in use, Refused (a QueueFull) when it has no `room`; `max_waiting` is a
         room of so many jobs.
@@ -55,6 +60,8 @@ class RequestLog:
         keys, request_id = self._keys, request.request_id
         sampling = request.sampling
         sizes = f"{len(request.prompt_token_ids)} {sampling.max_new_tokens} {int(sampling.ignore_eos)}"
+        sizes += f" {len(request.images)}"
+        assert {image.digest for image in request.images} == set(images or {}), "an image is created with its request"
         choices = range(request.n)
         answer, *figures = await load_script("create").run(
             self._redis,
@@ -67,6 +74,7 @@ class RequestLog:
                 *keys.queues(Role.PREFILL),
                 *keys.queues(Role.DECODE),
                 *keys.queues(LOCAL),
+                keys.images(request_id),
                 *(keys.tokens(request_id, choice) for choice in choices),
             ],
             [
@@ -79,8 +87,9 @@ class RequestLog:
                 GROUP,
                 *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
                 self._reader_lease_ms,
-                int(request.kind == "generate"),
+                int(request.kind == "generate" and not request.images),
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
+                *(part for image in (images or {}).items() for part in image),
             ],
         )
         if answer == b"in_use":

@@ -3,7 +3,7 @@
 `request_log.py` writes it. This file knows neither workers nor HTTP.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -48,6 +48,11 @@ class RequestReader:
         data: Any = await self._redis.hget(self._keys.record(request_id), "request")
         return None if data is None else decode(data, GenerationRequest)
 
+    async def images(self, request_id: str, digests: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The bytes of these images of an unfinished request, as far as they are there."""
+        found: Any = await self._redis.hmget(self._keys.images(request_id), list(digests)) if digests else []
+        return {digest: data for digest, data in zip(digests, found, strict=True) if data is not None}
+
     async def progress(self, request: GenerationRequest) -> list[ChoiceProgress]:
         """How far each choice is, in one round trip. What is unknown reads as ended."""
         pipeline = self._redis.pipeline(transaction=True)
@@ -88,7 +93,7 @@ class RequestReader:
             lengths.xlen(self._keys.tokens(request_id, choice))
         loads = []
         for (member, request_id, choice), output_tokens in zip(members, await lengths.execute(), strict=True):
-            prompt_tokens, max_new_tokens, ignore_eos = map(int, sizes[member].split())
+            prompt_tokens, max_new_tokens, ignore_eos, *_ = map(int, sizes[member].split())
             phase = Phase(phases[member].decode())
             loads.append(
                 SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)

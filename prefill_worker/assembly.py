@@ -69,7 +69,9 @@ async def work(
             growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
         library = cpu_build.loaded() if loaded.model.device.type == "cpu" else None
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal, library)
+        worker = PrefillWorker(
+            settings, broker, board, heartbeat, runner, space, exported.sender, seal, library, loaded.images
+        )
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)

@@ -61,7 +61,9 @@ class Handoff:
                 self.note_prefill(one, published_s)
             if not token.error:  # what gave no finite logits is not to be reused
                 self.batch.space.remember(
-                    one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
+                    one.sequence.token_ids[: one.sequence.num_computed_tokens],
+                    one.sequence.block_table,
+                    one.sequence.images,
                 )
             if not ok:
                 self.meters.count(FENCED)

@@ -19,7 +19,9 @@ from broker.offer_watch import OfferWatch
 from broker.rolling import Rolling
 from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
+from engine.image_encoder import ImageEncoder
 from engine.model_runner import ModelRunner, PrefillChunk
+from errors import RequestError, WorkerFailed
 from kernels import cores
 from kv_transfer.offers import Offers
 from kv_transfer.seal import Seal
@@ -30,6 +32,7 @@ from messages.worker_status import WorkerState
 from observability.catalogue import PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.batch import Batch
 from prefill_worker.handoff import Handoff
+from prefill_worker.pictures import Pictures
 from prefill_worker.running import Running, running
 from prefill_worker.scheduler import TAKE_COUNT, plan_step
 from settings.loading import Settings
@@ -40,7 +43,7 @@ ResultT = TypeVar("ResultT")
 
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
-GRAMMAR_WAIT_S = 0.005  # how long a loop that has but grammars to wait for leaves its queue alone
+OPENING_WAIT_S = 0.005  # how long a loop that has but grammars and images to wait for leaves its queue alone
 
 
 class PrefillWorker:
@@ -57,8 +60,11 @@ class PrefillWorker:
         sender: KVSender,
         seal: Seal | None = None,
         library: CDLL | None = None,
+        encoder: ImageEncoder | None = None,
     ) -> None:
-        """`library`: by which `runner` computes on cores that others may want."""
+        """`library`: by which `runner` computes on cores that others may want; `encoder`: of a model that reads
+        images."""
+        self.pictures = None if encoder is None else Pictures(broker, encoder)
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space, self.library = runner, space, library
         self.offers = Offers(sender, space.free, seal or Seal())
@@ -142,7 +148,7 @@ class PrefillWorker:
         suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
         batch = [one for one in suspects[:1] or self.running if one.is_open]
         if not batch and self.running:
-            await self.wait_for_grammars()
+            await self.wait_for_openings()
         plan = plan_step(
             [one.remaining_tokens for one in batch],
             self.token_budget,
@@ -215,7 +221,7 @@ class PrefillWorker:
 
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
-        cached = [] if one.sequence.lists_prompt else self.space.match(one.sequence.token_ids)
+        cached = [] if one.sequence.lists_prompt else self.space.match(one.sequence.token_ids, one.sequence.images)
         missing = one.sequence.num_blocks(self.settings.kv.block_size) - len(cached)
         if not self.space.can_allocate(missing):
             self.space.free(cached)
@@ -226,6 +232,8 @@ class PrefillWorker:
         self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
         self.meters.count(PREFIX_QUERIED, one.sequence.num_tokens)
         self.meters.count(PREFIX_HIT, one.sequence.num_computed_tokens)
+        if one.sequence.images_to_compute:
+            one.opening = asyncio.create_task(self.open_images(one, one.opening))
         return True
 
     def opened(self, one: Running) -> Running:
@@ -234,10 +242,21 @@ class PrefillWorker:
             one.opening = asyncio.wrap_future(self.runner.grammars.open(one.sequence))
         return one
 
-    async def wait_for_grammars(self) -> None:
-        """Until one is compiled, or long enough for others to have come."""
+    async def open_images(
+        self, one: Running, opening: asyncio.Future[RequestError | None] | None
+    ) -> RequestError | None:
+        """What its grammar's opening results in, then its images', which are encoded beside the steps of the others."""
+        error = None if opening is None else await opening
+        if error is not None:
+            return error
+        if self.pictures is None:
+            return WorkerFailed("a request with images came to a worker whose model reads none")
+        return await self.pictures.open(one.claim.job.request_id, one.sequence)
+
+    async def wait_for_openings(self) -> None:
+        """Until one is over, or long enough for others to have come."""
         opening = [one.opening for one in self.running if one.opening is not None]
-        await asyncio.wait(opening, timeout=GRAMMAR_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(opening, timeout=OPENING_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def wait_for_blocks(self) -> None:
         """Until a block was freed, or long enough to show that the loop is alive."""
@@ -271,7 +290,7 @@ class PrefillWorker:
             await self.intake.expire(one.claim)
 
     async def drop_refused(self) -> None:
-        """End the sequences whose grammar cannot be followed."""
+        """End the sequences whose grammar cannot be followed, or whose images cannot be encoded."""
         for one in self.batch.claimed:
             error = one.opening.result() if one.opening is not None and one.opening.done() else None
             if error is not None:

@@ -1,10 +1,10 @@
 """Files and batches."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from settings.allowed_urls import begins_as_allowed
 from settings.section import Count, Seconds, Section
 
 
@@ -64,16 +64,5 @@ class BatchSettings(Section):
     webhook_attempts: Count = Field(8, description="How often a webhook is tried, at growing distances.")
 
     def allows_webhook(self, url: str) -> bool:
-        """Whether `url` begins as one that is allowed: same scheme, host and port, and a path below that one."""
-        try:
-            asked = urlsplit(url)
-            place = (asked.scheme, asked.hostname, asked.port)
-        except ValueError:
-            return False
-        if asked.username is not None or asked.password is not None or ".." in asked.path or "\\" in url:
-            return False
-        for beginning in filter(None, map(str.strip, self.webhook_allow.split(","))):
-            known = urlsplit(beginning)
-            if place == (known.scheme, known.hostname, known.port) and asked.path.startswith(known.path):
-                return place[0] in ("http", "https") and bool(place[1])
-        return False
+        """Whether `url` begins as one that is allowed."""
+        return begins_as_allowed(url, self.webhook_allow)

@@ -16,6 +16,7 @@ from errors import ConfigError
 from settings.api import ApiSettings, SecuritySettings
 from settings.batch import BatchSettings
 from settings.broker import QueueSettings, RedisSettings, StreamSettings
+from settings.images import ImageSettings
 from settings.kv import KVSettings, TransferSettings
 from settings.model import ModelSettings
 from settings.observability import LogSettings, MetricsSettings, TracingSettings
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     stream: StreamSettings = StreamSettings()
     api: ApiSettings = ApiSettings()
+    images: ImageSettings = ImageSettings()
     batch: BatchSettings = BatchSettings()
     security: SecuritySettings = SecuritySettings()
     metrics: MetricsSettings = MetricsSettings()
