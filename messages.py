@@ -226,6 +226,19 @@ class AnswerParams(msgspec.Struct, frozen=True, array_like=True):
     tools: ToolParams | None = None  # None: the output is content, whatever is in it
 
 
+class ImageRef(msgspec.Struct, frozen=True, array_like=True):
+    """An image of a prompt and the tokens that stand for it; its bytes lie under the request's images in Redis."""
+
+    digest: bytes  # sha256 of its bytes
+    first: int  # place of its first token in the prompt
+    num_tokens: int  # the markers around and between its tiles included
+
+    @property
+    def end(self) -> int:
+        """The place after its last token."""
+        return self.first + self.num_tokens
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """What a client asked, as the record keeps it. `n` sequences ("choices" 0..n-1) share the prompt."""
 
@@ -243,6 +256,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     deadline_ms: int = 0  # Unix time after which nobody waits for it; 0: none
     answer: AnswerParams = AnswerParams()
     trace: str = ""  # W3C traceparent of the span that work on it belongs to; empty: it is not traced
+    images: tuple[ImageRef, ...] = ()  # of its prompt, in its order
 
 
 class PrefillJob(msgspec.Struct, frozen=True, array_like=True):

@@ -34,6 +34,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def begins_as_allowed(url: str, allowed: str) -> bool:
+    """Whether `url` begins as one of these, with commas between them: same scheme, host and port, and a path below."""
+    try:
+        asked = urlsplit(url)
+        place = (asked.scheme, asked.hostname, asked.port)
+    except ValueError:
+        return False
+    if asked.username is not None or asked.password is not None or ".." in asked.path or "\\" in url:
+        return False
+    for beginning in filter(None, map(str.strip, allowed.split(","))):
+        known = urlsplit(beginning)
+        if place == (known.scheme, known.hostname, known.port) and asked.path.startswith(known.path):
+            return place[0] in ("http", "https") and bool(place[1])
+    return False
+
+
 class RedisSettings(Section):
     """Where the queues live."""
 
@@ -328,6 +344,36 @@ class ApiSettings(Section):
     drain_s: Seconds = Field(8.0, description="How long open streams may go on after SIGTERM.")
 
 
+class ImageSettings(Section):
+    """Images in prompts, where the model reads them."""
+
+    max_per_request: Count = Field(8, description="Most images of one request.")
+    max_bytes: Count = Field(8 << 20, description="Largest image, as it is sent or fetched.")
+    max_pixels: Count = Field(25_000_000, description="Largest image, width x height.")
+    url_allow: str = Field(
+        "",
+        description="Comma-separated beginnings of the URLs that images may be fetched from, with their scheme and "
+        "host (https://example.org/pictures/); `*`: every public address; empty: none.",
+    )
+    url_private: bool = Field(
+        False, description="Whether a host allowed there by name may have an address of a private network."
+    )
+    fetch_timeout_s: Seconds = Field(5.0, description="How long all images of one request may take to be fetched.")
+    at_once: Count = Field(2, description="Most images that an API process decodes at once to check them.")
+    feature_cache_bytes: Limit = Field(
+        256 << 20, description="Bytes of encoded images that a prefill worker keeps for prompts with the same ones."
+    )
+
+    def allows_url(self, url: str) -> bool:
+        """Whether an image may be fetched from `url`, as far as the URL says it."""
+        return self.is_any_allowed or begins_as_allowed(url, self.url_allow)
+
+    @property
+    def is_any_allowed(self) -> bool:
+        """Whether every public address is."""
+        return self.url_allow.strip() == "*"
+
+
 class BatchSettings(Section):
     """Files and batches: what the API takes, and what batch workers do."""
 
@@ -380,19 +426,8 @@ class BatchSettings(Section):
     webhook_attempts: Count = Field(8, description="How often a webhook is tried, at growing distances.")
 
     def allows_webhook(self, url: str) -> bool:
-        """Whether `url` begins as one that is allowed: same scheme, host and port, and a path below that one."""
-        try:
-            asked = urlsplit(url)
-            place = (asked.scheme, asked.hostname, asked.port)
-        except ValueError:
-            return False
-        if asked.username is not None or asked.password is not None or ".." in asked.path or "\\" in url:
-            return False
-        for beginning in filter(None, map(str.strip, self.webhook_allow.split(","))):
-            known = urlsplit(beginning)
-            if place == (known.scheme, known.hostname, known.port) and asked.path.startswith(known.path):
-                return place[0] in ("http", "https") and bool(place[1])
-        return False
+        """Whether `url` begins as one that is allowed."""
+        return begins_as_allowed(url, self.webhook_allow)
 
 
 class SecuritySettings(Section):
@@ -462,6 +497,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     stream: StreamSettings = StreamSettings()
     api: ApiSettings = ApiSettings()
+    images: ImageSettings = ImageSettings()
     batch: BatchSettings = BatchSettings()
     security: SecuritySettings = SecuritySettings()
     metrics: MetricsSettings = MetricsSettings()

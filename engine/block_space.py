@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from engine.block_allocator import BlockAllocator, OutOfBlocks
 from engine.block_growth import BlockGrowth
 from engine.prefix_cache import PrefixCache
+from messages import ImageRef
 
 
 class BlockSpace:
@@ -54,12 +55,13 @@ class BlockSpace:
         """Whether `allocate` would succeed."""
         return num_blocks <= self.num_free
 
-    def match(self, token_ids: Sequence[int]) -> list[int]:
-        """Blocks with the KV of a prefix of `token_ids`, held for the caller until it frees them.
+    def match(self, token_ids: Sequence[int], images: Sequence[ImageRef] = ()) -> list[int]:
+        """Blocks with the KV of a prefix of `token_ids`, held for the caller until it frees them. `images`: which of
+        the tokens stand for one.
 
         Never all tokens: the last one must be computed for its logits.
         """
-        return self._cache.match(token_ids, len(token_ids) - 1) if self._cache and token_ids else []
+        return self._cache.match(token_ids, len(token_ids) - 1, images) if self._cache and token_ids else []
 
     def allocate(self, num_blocks: int) -> list[int]:
         """That many blocks, evicting cached ones as needed. Raises OutOfBlocks, and then takes and evicts none."""
@@ -92,10 +94,10 @@ class BlockSpace:
         """Gives blocks back. Raises ValueError for one that is not held."""
         self._allocator.free(block_ids)
 
-    def remember(self, token_ids: Sequence[int], block_ids: Sequence[int]) -> None:
+    def remember(self, token_ids: Sequence[int], block_ids: Sequence[int], images: Sequence[ImageRef] = ()) -> None:
         """Offers the blocks with the computed KV of `token_ids` for later matches; the caller still frees its own."""
         if self._cache:
-            self._cache.insert(token_ids, block_ids)
+            self._cache.insert(token_ids, block_ids, images)
 
     def forget(self) -> None:
         """Empties the prefix cache."""

@@ -22,6 +22,7 @@ def sequence_of(request: GenerationRequest, choice: int, published: Sequence[Tok
         token_ids=[*request.prompt_token_ids, *token_ids],
         num_prompt_tokens=len(request.prompt_token_ids),
         sampling=structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
+        images=request.images,
     )
 
 

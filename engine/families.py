@@ -20,6 +20,7 @@ class TensorNames(StrEnum):
     GPT_NEOX = "gpt_neox"
     GPT2 = "gpt2"  # weights [in, out]
     MIXTRAL = "mixtral"
+    IDEFICS3 = "idefics3"  # Llama's below another prefix
 
 
 class Norm(StrEnum):
@@ -244,6 +245,7 @@ FAMILIES = {
             "shared_expert_intermediate_size": 5632,
         },
     ),
+    "Idefics3": Family(names=TensorNames.IDEFICS3),  # and SmolVLM: the text part of a model that reads images
     "Qwen3Moe": Family(
         **_EXPERTS,
         qk_norm=True,
@@ -252,4 +254,8 @@ FAMILIES = {
     ),
 }
 # Architectures whose names are not <family>For<what>.
-SPECIAL_NAMES = {"GPT2LMHeadModel": ("GPT2", "CausalLM")}
+SPECIAL_NAMES = {
+    "GPT2LMHeadModel": ("GPT2", "CausalLM"),
+    "Idefics3ForConditionalGeneration": ("Idefics3", "CausalLM"),
+    "SmolVLMForConditionalGeneration": ("Idefics3", "CausalLM"),
+}

@@ -107,7 +107,7 @@ class Generator:
         pending = sum(_num_uncomputed(sequence) for sequence in self._running if not _is_decoding(sequence))
         while self._waiting and len(self._running) < self._max_running and pending < self._token_budget:
             sequence = self._waiting[0]
-            matched = [] if sequence.lists_prompt else self._space.match(sequence.token_ids)
+            matched = [] if sequence.lists_prompt else self._space.match(sequence.token_ids, sequence.images)
             num_blocks = sequence.num_blocks(self._space.block_size) - len(matched)
             # One block to grow into for each that runs, or the newcomer would be preempted at once.
             reserve = len(self._running)
@@ -184,7 +184,7 @@ class Generator:
         self._running.remove(sequence)
 
     def _remember(self, sequence: Sequence) -> None:
-        self._space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
+        self._space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table, sequence.images)
 
 
 def _is_decoding(sequence: Sequence) -> bool:

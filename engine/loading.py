@@ -11,6 +11,7 @@ import freed_memory
 from engine.cuda_device import CudaDevice
 from engine.decode_graphs import DecodeGraphs
 from engine.grammars import Grammars
+from engine.image_encoder import ImageEncoder, load_image_encoder
 from engine.kv_pool import KVLayout, KVPool
 from engine.model_config import ModelConfig
 from engine.model_files import resolve_model
@@ -42,6 +43,7 @@ class LoadedModel:
     num_blocks: int
     ranks: Ranks | None = None  # the other parts of the model, where it is cut
     grammars: Grammars | None = None
+    images: ImageEncoder | None = None  # of a model that reads images, where prompts are computed
 
 
 def load(
@@ -95,7 +97,13 @@ def load_part(
         report(
             f"the {quantization.format} weights are dequantized to {str(model.dtype).removeprefix('torch.')} on a CPU"
         )
-    return _with_pool(settings, role, model, model_dir, device, report)
+    images = None
+    if config.reads_images and role is Role.PREFILL:
+        bounds = settings.images
+        images = load_image_encoder(
+            model_dir, model.dtype, device, bounds.max_pixels, bounds.feature_cache_bytes, report
+        )
+    return _with_pool(settings, role, model, model_dir, device, report, images)
 
 
 def _foreign(
@@ -134,6 +142,7 @@ def _with_pool(
     model_dir: Path,
     device: torch.device,
     report: Callable[[str], None],
+    images: ImageEncoder | None = None,
 ) -> LoadedModel:
     layout = KVLayout(
         num_layers=model.config.num_layers,
@@ -146,8 +155,9 @@ def _with_pool(
     return LoadedModel(
         model,
         layout,
-        num_blocks_of(settings, role, model, layout, meter, report),
+        num_blocks_of(settings, role, model, layout, meter, report, None if images is None else images.encode_largest),
         grammars=Grammars(model_dir, model.config.vocab_size, model.config.eos_token_ids),
+        images=images,
     )
 
 

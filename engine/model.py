@@ -126,18 +126,32 @@ class Model:
         cos, sin = self._rotations[0].up_to(max(rows.positions))
         return self._whole_step(rows, cos, sin, pool.tensor)
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids: int64 [T] -> [T, hidden], a tensor of its own, in which other features may be put"""
+        embedded = self._weights.embedding[token_ids]
+        return embedded if self._embedding_scale == 1.0 else embedded * self._embedding_scale
+
     def forward(
-        self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        meta: PrefillMeta | DecodeMeta,
+        pool: KVPool,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Compute tokens and write their KV.
 
         token_ids, positions, slot_mapping: int64 [T]; slot = block_id * block_size + place in the block.
+        embedded: [T, hidden], of `embed`; None: what it makes of `token_ids`.
         -> [T, hidden], before the final norm.
         """
         is_parallel = self.config.residual is Residual.PARALLEL
         complete, feed_forward = self.communicator.all_reduce, self._feed_forward
         rotations = [rotation.of(positions) for rotation in self._rotations]
-        residual = self._embed(token_ids, positions)
+        residual = self.embed(token_ids) if embedded is None else embedded
+        if self._weights.positions is not None:
+            residual = residual + self._weights.positions[positions]
         added: Tensor | None = None  # what the last block gives to the residual stream
         for index, layer in enumerate(self._weights.layers):
             normed, residual = self._add_norm(added, residual, layer.input_norm, layer.input_norm_bias)
@@ -215,13 +229,6 @@ class Model:
                 scale=config.attention_scale,
             )
         )
-
-    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        weights = self._weights
-        embedded = weights.embedding[token_ids]
-        if self._embedding_scale != 1.0:
-            embedded = embedded * self._embedding_scale
-        return embedded if weights.positions is None else embedded + weights.positions[positions]
 
     def _attention(
         self,

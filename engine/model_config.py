@@ -16,6 +16,7 @@ from engine.families import ACTIVATIONS, FAMILIES, SPECIAL_NAMES, Activation, Fa
 from engine.layer_config import ExpertShape, experts_of, ropes_of, sliding_windows_of
 from engine.quantization import Quantization
 from engine.rope_scaling import RopeScaling
+from images import ARCHITECTURES as WITH_IMAGES
 from messages import ModelError
 
 __all__ = ["ExpertShape", "ModelConfig", "RewardHead", "TensorNames"]
@@ -29,7 +30,10 @@ class RewardHead(StrEnum):
     TWO_LAYER = "two_layer"  # score.0 -> ReLU -> score.2, of Qwen2
 
 
-SUPPORTED = ", ".join(f"{stem}ForCausalLM" for stem in FAMILIES if stem != "GPT2") + ", " + ", ".join(SPECIAL_NAMES)
+_NO_STEMS = {stem for stem, _ in SPECIAL_NAMES.values()}
+SUPPORTED = (
+    ", ".join(f"{stem}ForCausalLM" for stem in FAMILIES if stem not in _NO_STEMS) + ", " + ", ".join(SPECIAL_NAMES)
+)
 _SCORED = "/".join(stem for stem, family in FAMILIES.items() if family.has_rewards)
 SUPPORTED_REWARDS = (
     f"InternLM2ForRewardModel, Qwen2ForRewardModel and *ForSequenceClassification with one label of {_SCORED}"
@@ -74,12 +78,18 @@ class ModelConfig:
     quantization: Quantization | None = None
     reward_token_id: int | None = None  # the token at which the reward is read, where the config names one
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json as it stands
+    image_token_id: int | None = None  # stands for an image's features in a prompt; None: there are no images
     is_foreign: bool = False  # transformers' own code computes it; what only our decoder reads is at its default
 
     @property
     def is_reward(self) -> bool:
         """Whether the model answers with a score, not with tokens."""
         return self.reward_head is not None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a prompt may hold images."""
+        return self.image_token_id is not None
 
     @property
     def rotary_dim(self) -> int:
@@ -126,8 +136,24 @@ def _is_foreign(config: Mapping[str, Any]) -> bool:
     return stem not in FAMILIES and (kind == "CausalLM" or architecture.endswith("LMHeadModel"))
 
 
+def _text_config(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """What a model of images and text says of its text part."""
+    text: dict[str, Any] = config["text_config"]
+    if text.get("model_type") != "llama":
+        raise ModelError(f"{architecture} with a text model {text.get('model_type')!r} is not supported; 'llama' is")
+    # What the text part says of it is not what transformers reads.
+    outer = {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
+    dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    eos = {"eos_token_id": config["eos_token_id"]} if config.get("eos_token_id") is not None else {}
+    return text | outer | eos | {"dtype": dtype, "quantization_config": config.get("quantization_config")}
+
+
 def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     architecture, family, reward_head = _architecture(config)
+    image_token_id = None
+    if architecture in WITH_IMAGES:
+        image_token_id = int(config["image_token_id"])
+        config = _text_config(config, architecture)
     config = family.said(config)
     for key, wanted in family.wanted.items():
         if config.get(key) not in wanted:
@@ -183,6 +209,7 @@ def _parse(config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         quantization=_quantization(config, architecture, family),
         reward_token_id=config.get("reward_token_id"),
         generation_defaults=generation,
+        image_token_id=image_token_id,
     )
 
 

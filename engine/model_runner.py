@@ -19,6 +19,7 @@ from engine.grammars import Grammars, Next
 from engine.kv_pool import KVLayout, KVPool
 from engine.logprobs import PromptListing, top_logprobs
 from engine.model import DecodeMeta
+from engine.placed_features import Placed, placed_features
 from engine.prefill_rows import PrefillChunk, PrefillRows
 from engine.sampler import Sampled, SamplingRow, select_sampler
 from engine.sequence import Sequence
@@ -84,12 +85,15 @@ class ModelRunner:
         listing = PromptListing(chunks)
         step = PrefillStep(PrefillRows.of(chunks, self.pool.layout.block_size), ends, listing.places)
         sequences = [chunks[index].sequence for index in ends]
+        placed = placed_features(chunks, self.model.config.image_token_id)
         nexts = self.grammars.follow(sequences)
         with self._lead(step):
-            logits = self.compute(step, listing.take)
+            logits = self.compute(step, listing.take, placed)
             sampled = dict(zip(ends, self._sample(logits, sequences, nexts), strict=True))
         for chunk in chunks:
             chunk.sequence.num_computed_tokens += chunk.num_tokens
+            if not chunk.sequence.images_to_compute:
+                chunk.sequence.image_features = None
         return [sampled.get(index) for index in range(len(chunks))]
 
     @torch.inference_mode()
@@ -120,18 +124,25 @@ class ModelRunner:
                 return score
 
     @torch.inference_mode()
-    def compute(self, step: Step, take_listed: Callable[[Tensor], None] | None = None) -> Tensor:
+    def compute(
+        self, step: Step, take_listed: Callable[[Tensor], None] | None = None, placed: Placed | None = None
+    ) -> Tensor:
         """This rank's part of a step. -> float32 [num_wanted, vocab], or [num_chunks] scores; the same in every rank
 
         `take_listed` is given the logits of a prefill step's listed tokens, [at most LISTED_ROWS, vocab] at a time.
+        `placed`: what stands in place of some tokens' embeddings.
         """
+        embedded = None
+        if placed is not None:
+            embedded = self.model.embed(self._tensor(step.rows.token_ids))
+            embedded[self._tensor(placed.places)] = placed.features.to(embedded.device)
         if self.model.has_whole_steps:
-            return self._compute_whole(step, take_listed)
+            return self._compute_whole(step, take_listed, embedded)
         if isinstance(step, DecodeStep):
             if self._graphs is not None and self._graphs.can_run(step.rows):
                 return self._graphs.run(step.rows)
             return self.model.logits(self._forward_rows(step.rows))
-        hidden = self._forward_chunks(step.rows)
+        hidden = self._forward_chunks(step.rows, embedded)
         if isinstance(step, PrefillStep) and step.listed:
             self._list(hidden[self._tensor(step.listed)], take_listed)
         hidden = hidden[self._tensor(step.rows.last_tokens)]
@@ -148,7 +159,9 @@ class ModelRunner:
             if take_listed is not None:
                 take_listed(logits)
 
-    def _compute_whole(self, step: Step, take_listed: Callable[[Tensor], None] | None) -> Tensor:
+    def _compute_whole(
+        self, step: Step, take_listed: Callable[[Tensor], None] | None, embedded: Tensor | None
+    ) -> Tensor:
         """What `compute` returns, in one call."""
         rows, listed = step.rows, step.listed if isinstance(step, PrefillStep) else []
         if isinstance(rows, DecodeRows):
@@ -166,6 +179,7 @@ class ModelRunner:
                 block_tables=rows.block_tables,
                 wanted=[*wanted, *listed] if listed else wanted,
                 num_answered=len(wanted),
+                embedded=embedded,
                 is_prefill=not isinstance(step, DecodeStep),
             ),
             self.pool,
@@ -185,12 +199,17 @@ class ModelRunner:
             self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
         )
 
-    def _forward_chunks(self, rows: PrefillRows) -> Tensor:
+    def _forward_chunks(self, rows: PrefillRows, embedded: Tensor | None) -> Tensor:
         """-> [num_tokens, hidden], packed"""
         self._clear_unwritten(rows.block_tables, rows.context_lens, rows.seq_lens)
         meta = PrefillMeta.of(rows.cu_seqlens_q, rows.context_lens, rows.block_tables, self.model.device)
         return self.model.forward(
-            self._tensor(rows.token_ids), self._tensor(rows.positions), self._tensor(rows.slots), meta, self.pool
+            self._tensor(rows.token_ids),
+            self._tensor(rows.positions),
+            self._tensor(rows.slots),
+            meta,
+            self.pool,
+            embedded,
         )
 
     def _clear_unwritten(self, block_tables: Rows[list[int]], firsts: Rows[int], ends: Rows[int]) -> None:

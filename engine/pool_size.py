@@ -17,8 +17,10 @@ def num_blocks_of(
     layout: KVLayout,
     meter: MemoryMeter | None,
     report: Callable[[str], None],
+    encode_largest: Callable[[], None] | None = None,
 ) -> int:
-    """Blocks of a worker's pool; `meter` is the GPU's, None on a CPU. Raises ConfigError, DeviceError."""
+    """Blocks of a worker's pool; `meter` is the GPU's, None on a CPU. `encode_largest`: of a model that reads images.
+    Raises ConfigError, DeviceError."""
     if settings.kv.num_blocks is not None:
         return settings.kv.num_blocks
     if meter is None:
@@ -33,6 +35,8 @@ def num_blocks_of(
     report("measuring the largest step")
 
     def largest_step() -> None:
+        if encode_largest is not None:
+            encode_largest()
         if role is Role.PREFILL:
             worst_prefill(model, layout, settings.prefill.token_budget_on("cuda"), settings.prefill.max_running)
         else:

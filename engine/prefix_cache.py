@@ -1,9 +1,10 @@
 """Blocks of token prefixes whose KV is known, kept for the next prompt that starts the same.
 
 Full blocks form a tree. A block's key is the sha256 of its parent's key and its own tokens, so one lookup stands for
-the whole prefix; tokens are compared on a hit all the same. The cache holds its blocks in the allocator like any
-sequence does; blocks that nobody else holds are evicted when room is needed, least recently used leaves first.
-Knows no tensor and no sequence.
+the whole prefix; tokens are compared on a hit all the same. Where tokens stand for an image, its digest is part of the
+key, for images of one size have the same tokens. The cache holds its blocks in the allocator like any sequence does;
+blocks that nobody else holds are evicted when room is needed, least recently used leaves first. Knows no tensor and no
+sequence.
 """
 
 import heapq
@@ -13,6 +14,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from engine.block_allocator import BlockAllocator
+from messages import ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What one full block holds the KV of."""
+
+    tokens: tuple[int, ...]
+    images: tuple[ImageRef, ...]  # that some of these tokens stand for
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +31,7 @@ class _Node:
 
     key: bytes
     parent: "_Node | None"  # None: the first block of a prompt
-    tokens: tuple[int, ...]
+    content: "_Content"
     block_id: int
     is_held: bool  # by someone besides the cache
     last_used: int
@@ -62,13 +72,13 @@ class PrefixCache:
         """Blocks that `evict` can free."""
         return len(self._nodes) - self._num_pinned
 
-    def match(self, token_ids: Sequence[int], max_tokens: int) -> list[int]:
+    def match(self, token_ids: Sequence[int], max_tokens: int, images: Sequence[ImageRef] = ()) -> list[int]:
         """Blocks of the longest cached prefix of at most `max_tokens` tokens, shared for the caller, who frees them."""
         matched: list[_Node] = []
         parent: _Node | None = None
-        for tokens in self._full_blocks(token_ids[:max_tokens]):
-            node = self._nodes.get(_key(parent, tokens))
-            if node is None or node.tokens != tokens or node.parent is not parent:
+        for content in self._full_blocks(token_ids[:max_tokens], images):
+            node = self._nodes.get(_key(parent, content))
+            if node is None or node.content != content or node.parent is not parent:
                 break
             matched.append(node)
             parent = node
@@ -78,21 +88,21 @@ class PrefixCache:
             self._touch(node)
         return block_ids
 
-    def insert(self, token_ids: Sequence[int], block_ids: Sequence[int]) -> int:
+    def insert(self, token_ids: Sequence[int], block_ids: Sequence[int], images: Sequence[ImageRef] = ()) -> int:
         """Remembers the full blocks of `token_ids`, whose KV lies computed in `block_ids`; returns how many are new.
 
         A prefix that is cached already keeps its block; the caller's own block is then not taken.
         """
         parent: _Node | None = None
         num_new = 0
-        for tokens, block_id in zip(self._full_blocks(token_ids), block_ids, strict=False):
-            key = _key(parent, tokens)
+        for content, block_id in zip(self._full_blocks(token_ids, images), block_ids, strict=False):
+            key = _key(parent, content)
             node = self._nodes.get(key)
             if node is None:
                 assert block_id not in self._by_block, f"block {block_id} is cached under another prefix"
-                node = self._add(key, parent, tokens, block_id)
+                node = self._add(key, parent, content, block_id)
                 num_new += 1
-            elif node.tokens != tokens or node.parent is not parent:
+            elif node.content != content or node.parent is not parent:
                 break  # two prefixes of one sha256: the first one stays
             self._touch(node)
             parent = node
@@ -125,7 +135,7 @@ class PrefixCache:
         assert len(self._by_block) == len(self._nodes), "a block is cached twice"
         children: dict[_Node, list[_Node]] = {node: [] for node in self._nodes.values()}
         for key, node in self._nodes.items():
-            assert node.is_cached and node.key == key == _key(node.parent, node.tokens), "key differs"
+            assert node.is_cached and node.key == key == _key(node.parent, node.content), "key differs"
             if node.parent is not None:
                 assert node.parent in children, "a block's parent is gone"
                 children[node.parent].append(node)
@@ -138,13 +148,19 @@ class PrefixCache:
         live = {node for last_used, _, node in self._leaves if last_used == node.last_used}
         assert all(node in live for node in children if node.is_evictable_leaf), "a leaf cannot be evicted"
 
-    def _full_blocks(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
+    def _full_blocks(self, token_ids: Sequence[int], images: Sequence[ImageRef]) -> list[_Content]:
         size = self.block_size
-        return [tuple(token_ids[start : start + size]) for start in range(0, len(token_ids) - size + 1, size)]
+        return [
+            _Content(
+                tuple(token_ids[start : start + size]),
+                tuple(image for image in images if image.first < start + size and image.end > start),
+            )
+            for start in range(0, len(token_ids) - size + 1, size)
+        ]
 
-    def _add(self, key: bytes, parent: _Node | None, tokens: tuple[int, ...], block_id: int) -> _Node:
+    def _add(self, key: bytes, parent: _Node | None, content: _Content, block_id: int) -> _Node:
         self._allocator.share([block_id])  # not cached yet, so the watcher passes over it
-        node = _Node(key, parent, tokens, block_id, is_held=True, last_used=self._clock)
+        node = _Node(key, parent, content, block_id, is_held=True, last_used=self._clock)
         self._nodes[key] = node
         self._by_block[block_id] = node
         if parent is not None:
@@ -203,5 +219,8 @@ class PrefixCache:
             heapq.heapify(self._leaves)
 
 
-def _key(parent: _Node | None, tokens: tuple[int, ...]) -> bytes:
-    return sha256((parent.key if parent else b"") + struct.pack(f"<{len(tokens)}q", *tokens)).digest()
+def _key(parent: _Node | None, content: _Content) -> bytes:
+    """All blocks have equally many tokens, so what follows them is never taken for one."""
+    said = [parent.key if parent else b"", struct.pack(f"<{len(content.tokens)}q", *content.tokens)]
+    said += [image.digest + struct.pack("<q", image.first) for image in content.images]
+    return sha256(b"".join(said)).digest()

@@ -6,7 +6,8 @@ Knows no queue, no record and no tensor. Whoever runs the sequence appends its t
 from dataclasses import dataclass, field
 
 from engine.grammar_state import GrammarState
-from messages import PromptLogprob, SamplingParams
+from engine.image_features import ImageFeatures
+from messages import ImageRef, PromptLogprob, SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +27,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     grammar: GrammarState | None = None  # where the sampling asks for one: once a worker has compiled it
     num_cached_tokens: int = 0  # of the computed ones, those that a prefix cache had
+    images: tuple[ImageRef, ...] = ()  # of the prompt
+    image_features: ImageFeatures | None = None  # of those that are yet to be computed: once a worker has them
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)  # of tokens 1 and up, as far as computed
 
     @property
@@ -53,6 +56,11 @@ class Sequence:
         """Whether the logprobs of its prompt are wanted and not published yet: then all of it has to be computed, and
         no cached prefix is of use."""
         return self.sampling.num_prompt_logprobs is not None and not self.num_output_tokens
+
+    @property
+    def images_to_compute(self) -> list[ImageRef]:
+        """Those with tokens whose KV is not in the pool."""
+        return [image for image in self.images if image.end > self.num_computed_tokens]
 
     def num_blocks(self, block_size: int) -> int:
         """Blocks that hold the KV of all its tokens."""

@@ -36,8 +36,16 @@ class ServedModel(Protocol):
 
     def step(self, rows: StepRows, pool: KVPool) -> tuple[Tensor, Tensor | None]: ...
 
+    def embed(self, token_ids: Tensor) -> Tensor: ...
+
     def forward(
-        self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        meta: PrefillMeta | DecodeMeta,
+        pool: KVPool,
+        embedded: Tensor | None = None,
     ) -> Tensor: ...
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor: ...

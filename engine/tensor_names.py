@@ -90,6 +90,11 @@ LAYOUTS = {
         expert_gate_up=("w1", "w3"),
         expert_down="w2",
     ),
+    TensorNames.IDEFICS3: Layout(
+        embedding="model.text_model.embed_tokens",
+        layer="model.text_model.layers.{}",
+        final_norm="model.text_model.norm",
+    ),
 }
 
 

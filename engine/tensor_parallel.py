@@ -52,6 +52,10 @@ class ModelSlice:
     def of(cls, config: ModelConfig, shard: Shard) -> "ModelSlice":
         """Raises ConfigError when the model cannot be cut into so many parts."""
         count = shard.num_ranks
+        if config.reads_images and count > 1:
+            raise ConfigError(
+                f"TENSOR_PARALLEL = {count}: {config.architecture} reads images, it is not cut into ranks; set it to 1"
+            )
         experts = config.experts
         sizes = {
             "attention heads": config.num_heads,

@@ -76,10 +76,21 @@ class TransformersModel:
         """There are none: see `has_whole_steps`."""
         raise NotImplementedError("a foreign model has no whole steps")
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """There is nothing to put in: a foreign model reads no images."""
+        raise NotImplementedError("a foreign model embeds by itself")
+
     def forward(
-        self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, meta: PrefillMeta | DecodeMeta, pool: KVPool
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        meta: PrefillMeta | DecodeMeta,
+        pool: KVPool,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """See `engine.model.Model.forward`; the hidden state is after the final norm, which is in the body."""
+        assert embedded is None, "a foreign model embeds by itself"
         return self._computed(token_ids, positions, slot_mapping, meta, pool, self._no_mask)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:

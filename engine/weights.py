@@ -27,6 +27,8 @@ from kernels.panels import Codes, Kind, quantize
 from kernels.quantized_linear import QuantizedWeight, concatenated, dequantize
 from messages import ConfigError, ModelError
 
+VISION_PREFIXES = ("model.vision_model.", "model.connector.")  # of Idefics3 and SmolVLM
+
 
 def load_model(
     model_dir: Path,
@@ -90,6 +92,8 @@ def _may_be_ignored(name: str, config: ModelConfig, checkpoint: Checkpoint) -> b
     layout = LAYOUTS[config.names]
     if name.endswith(layout.ignored):
         return True
+    if config.reads_images and name.startswith(VISION_PREFIXES):
+        return True  # `engine/image_encoder.py` takes them, in the processes that have one
     if config.quantization is not None and config.quantization.format is WeightFormat.GPTQ and name.endswith(".bias"):
         # Some tools write a bias of zeros where the model has none.
         return not checkpoint.take(name, checkpoint.shape(name)).any()

@@ -117,6 +117,7 @@ class StepRows:
     block_tables: Sequence[Sequence[int]]  # up to the last new token
     wanted: Sequence[int]  # tokens whose output is wanted
     num_answered: int  # of the first so many of those, the logits too
+    embedded: Tensor | None  # bfloat16 [tokens, hidden]: in place of the embeddings of `token_ids`
     is_prefill: bool  # quantized weights are multiplied as bfloat16: many rows make up for their expansion
 
 
@@ -129,9 +130,14 @@ class DecoderStep:
         self._run.argtypes, self._run.restype = [POINTER(_Decoder), POINTER(_Pool), POINTER(_Step)], None
         self._shape = decoder  # and the owner of the memory
         self._layers = (_Layer * len(decoder.layers))(*(_layer(layer) for layer in decoder.layers))
-        self._decoder = _Decoder(
+        self._decoder = self._over(decoder.embedding)
+
+    def _over(self, embedding: Tensor) -> _Decoder:
+        """The decoder with these rows, [any, hidden], in place of its vocabulary's."""
+        decoder = self._shape
+        return _Decoder(
             self._layers,
-            decoder.embedding.data_ptr(),
+            _pointer(embedding),
             decoder.final_norm.data_ptr(),
             _Linear(NativeMatrix(None, 0, 0, 0), None) if decoder.head is None else _linear(decoder.head),
             len(decoder.layers),
@@ -159,7 +165,11 @@ class DecoderStep:
         tables = array("i", bytes(4 * longest * len(rows.block_tables)))
         for index, table in enumerate(rows.block_tables):
             tables[index * longest : index * longest + len(table)] = array("i", table)
-        token_ids, positions, slots = array("q", rows.token_ids), array("q", rows.positions), array("q", rows.slots)
+        decoder, token_ids = self._decoder, array("q", rows.token_ids)
+        if rows.embedded is not None:
+            assert rows.embedded.shape == (len(token_ids), shape.hidden_size)
+            decoder, token_ids = self._over(rows.embedded), array("q", range(len(token_ids)))
+        positions, slots = array("q", rows.positions), array("q", rows.slots)
         starts, contexts, wanted = array("i", rows.starts), array("i", rows.contexts), array("q", rows.wanted)
         hidden = torch.empty(len(wanted), shape.hidden_size, dtype=torch.bfloat16)
         logits = None if shape.head is None else torch.empty(rows.num_answered, shape.head.matrix.outs)
@@ -180,7 +190,7 @@ class DecoderStep:
         )
         block_size = pool.shape[4]
         place = _Pool(pool.data_ptr(), pool.stride(0), pool.stride(1), pool.stride(2), block_size)
-        self._run(self._decoder, place, step)
+        self._run(decoder, place, step)
         return hidden, logits
 
 

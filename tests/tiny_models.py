@@ -182,6 +182,13 @@ def _root() -> Path:
     return root
 
 
+def new_folder(name: str) -> Path:
+    """An empty one that goes with the process."""
+    path = _root() / name
+    path.mkdir()
+    return path
+
+
 @functools.cache
 def tiny_model(name: str) -> TinyModel:
     """The checkpoint `name` of DECODERS, FOREIGN, REWARDS or CUTTABLE, in float32."""

@@ -106,8 +106,8 @@ def found_quietly(cache: PrefixCache, token_ids: list[int]) -> list[int]:
     """The cached blocks of a prompt, without a use that would change the order of eviction."""
     blocks: list[int] = []
     parent = None
-    for tokens in cache._full_blocks(token_ids):
-        node = cache._nodes.get(engine.prefix_cache._key(parent, tokens))
+    for content in cache._full_blocks(token_ids, ()):
+        node = cache._nodes.get(engine.prefix_cache._key(parent, content))
         if node is None:
             break
         blocks.append(node.block_id)
