@@ -18,6 +18,8 @@ from api.answers import GENERATE, GENERATE_STREAM, GET_SCORE, TGI_GENERATE, TGI_
 from api.errors import BodyTooLarge, WrongModel
 from api.forecast import Asked
 from api.health import largest_request_tokens, needed_roles
+from api.image_reader import keep_images
+from api.image_sources import ImageSource, read_multimodal
 from api.key_lease import lease_of
 from api.parameters import MAX_SEED, Parameters, parse_parameters
 from api.resuming import DETACHED, is_detached
@@ -55,6 +57,7 @@ class Wanted:
     add_special_tokens: bool = True
     kind: Literal["generate", "score"] = "generate"
     fills_context: bool = False  # as many tokens as there is room for; `sampling.max_new_tokens` says nothing then
+    images: Sequence[ImageSource] = ()  # of the prompt, which is the only one
 
 
 async def read_body(request: Request, max_body_bytes: int) -> Body:
@@ -96,18 +99,6 @@ def draw_seed() -> int:
     return secrets.randbelow(MAX_SEED)
 
 
-def check_multimodal(body: Body) -> None:
-    """Refuse images and audios. Raises InvalidRequest."""
-    given = body.get("multimodal_params") or {}
-    if not isinstance(given, Mapping):
-        raise InvalidRequest(f"multimodal_params must be an object, got {type(given).__name__}")
-    for key, value in given.items():
-        if key not in ("images", "audios"):
-            raise InvalidRequest(f"MultimodalParams.__init__() got an unexpected keyword argument '{key}'")
-        if value:
-            raise InvalidRequest(f"multimodal_params {key} is not supported yet")
-
-
 async def admit_generate(
     request: Request, body: Body, services: Services, *, is_stream: bool = False
 ) -> GenerationRequest:
@@ -120,11 +111,14 @@ async def admit_generate(
     parameters = read_parameters(body, services)
     if is_stream and parameters.n != 1:
         raise InvalidRequest("stream api only support best_of == 1")
-    check_multimodal(body)
+    images = read_multimodal(body)
+    services.images.check(images)
     check_generates(services)
     routes = (TGI_GENERATE, TGI_GENERATE_STREAM) if as_tgi else (GENERATE, GENERATE_STREAM)
     answer = AnswerParams(routes[is_stream], parameters.return_details and (as_tgi or not is_stream))
-    wanted = Wanted(parameters.sampling, parameters.output, answer, parameters.n, parameters.add_special_tokens)
+    wanted = Wanted(
+        parameters.sampling, parameters.output, answer, parameters.n, parameters.add_special_tokens, images=images
+    )
     (admitted,) = await admit(services, request, [prompt], wanted)
     return admitted
 
@@ -138,7 +132,7 @@ def check_generates(services: Services) -> None:
 async def admit_score(request: Request, body: Body, services: Services) -> GenerationRequest:
     """A request of /get_score; its parameters are never read. Raises as `admit_generate`."""
     prompt = required(body, "chat")
-    check_multimodal(body)
+    services.images.check(read_multimodal(body))
     if not services.facts.is_reward:
         raise WrongModel(f"{services.facts.name} is not a reward model, it does not serve /get_score")
     sampling = SamplingParams(seed=0, max_new_tokens=1)
@@ -150,7 +144,8 @@ async def admit_score(request: Request, body: Body, services: Services) -> Gener
 async def admit(
     services: Services, request: Request, prompts: Sequence[object], wanted: Wanted
 ) -> list[GenerationRequest]:
-    """A request for each prompt, a string or a list of ids. Raises as `admit_generate`."""
+    """A request for each prompt, a string or a list of ids; the bytes of their images are `take_images(request.scope)`.
+    Raises as `admit_generate`."""
     arrived_ms, n = now_ms(), wanted.n
     priority, timeout_s = read_priority(request.headers), read_timeout_s(request.headers, services.settings.api)
     await services.gate.check(Asked(priority, n * len(prompts), 0, timeout_s))
@@ -159,6 +154,8 @@ async def admit(
     workers = await services.view.workers()
     limit = token_limit(services, workers)
     token_ids = [await tokenize(prompt, wanted.add_special_tokens, limit, services) for prompt in prompts]
+    prompts_read = [await services.images.illustrate(ids, wanted.images) for ids in token_ids]
+    token_ids = [one.token_ids for one in prompts_read]
     samplings = [_fitting(wanted, ids, limit, services.settings.api) for ids in token_ids]
     check_workers(services, {worker.role for worker in workers})
     request_id = request.scope["pdq.request_id"]
@@ -168,10 +165,13 @@ async def admit(
     if (lease := lease_of(request.scope)) is not None:
         most = max(sampling.max_new_tokens for sampling in samplings)
         request_ids = await lease.reserve(request_ids, sum(map(len, token_ids)), most, n)
+    if wanted.images:
+        keep_images(request.scope, prompts_read[0].images)
     return [
         GenerationRequest(
             request_id=request_id,
-            prompt_token_ids=ids,
+            prompt_token_ids=one.token_ids,
+            images=one.refs,
             sampling=sampling,
             output=wanted.output,
             n=n,
@@ -185,7 +185,7 @@ async def admit(
             answer=wanted.answer,
             trace=valid_traceparent(request.headers.get(TRACEPARENT, "")),
         )
-        for request_id, ids, sampling in zip(request_ids, token_ids, samplings, strict=True)
+        for request_id, one, sampling in zip(request_ids, prompts_read, samplings, strict=True)
     ]
 
 

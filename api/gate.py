@@ -5,6 +5,7 @@ itself, where Redis judges by what waits at that moment, whichever API process p
 """
 
 import time
+from collections.abc import Mapping
 
 from api.cluster_view import ClusterView
 from api.forecast import Asked, retry_after_s, room_for, supply_of
@@ -37,14 +38,15 @@ class Gate:
             refused.retry_after_s = retry_after_s(reason, self._backlog, asked, room, supply)
             raise refused
 
-    async def create(self, request: GenerationRequest) -> None:
-        """Create the request if there is room. Raises Refused, InvalidRequest (its id is in use), RedisError."""
+    async def create(self, request: GenerationRequest, images: Mapping[bytes, bytes]) -> None:
+        """Create the request, with the bytes of its images by digest, if there is room. Raises Refused, InvalidRequest
+        (its id is in use), RedisError."""
         timeout_s = (request.deadline_ms - now_ms()) / 1000 if request.deadline_ms else None
         asked = Asked(request.priority, request.n, len(request.prompt_token_ids), timeout_s)
         supply = supply_of(await self._view.workers())
         room = room_for(asked, supply, self._settings)
         try:
-            backlog = await self._requests.create(request, room=room)
+            backlog = await self._requests.create(request, room=room, images=images)
         except Refused as refused:
             self._know(refused.backlog)
             refused.retry_after_s = retry_after_s(refused.reason, refused.backlog, asked, room, supply)

@@ -6,7 +6,7 @@ Knows the request log, the relay, and what a departing reader leaves behind; kno
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from enum import Enum
 from types import TracebackType
 from typing import Self
@@ -51,7 +51,9 @@ class Generation:
         departure: Departure = Departure.CANCEL,
         *,
         is_begun: bool = False,
+        images: Mapping[bytes, bytes] | None = None,
     ) -> None:
+        """`images`: the bytes of the request's images by digest, of one that is to be created."""
         # Who comes to it later measures nothing, or it would be counted twice.
         self._measurement = (
             None if is_begun else Measurement(services.meters, services.tracing, request, services.facts.name)
@@ -60,6 +62,7 @@ class Generation:
         self.departure = departure
         self._is_begun = is_begun
         self._services = services
+        self._images = images or {} if request.images else {}
         self._subscriptions: dict[int, Subscription] = {}
         self._unfinished: set[int] = set()
         self._is_read = False
@@ -79,6 +82,7 @@ class Generation:
             raise
         if self._measurement is not None:
             self._measurement.created(self.request)
+        self._images = {}  # Redis has them
         # Nobody reads what a mere follower follows; but a detached request needs no other reader.
         if self.departure is not Departure.FORGET or self.request.is_detached:
             self._services.readings.begin(self.request.request_id)
@@ -250,7 +254,7 @@ class Generation:
             await self._create_under_another_id()
 
     async def _create(self) -> None:
-        await self._services.gate.create(self.request)
+        await self._services.gate.create(self.request, self._images)
 
     async def _create_under_another_id(self) -> None:
         """A client may send the same X-Request-Id again and again; LightLLM's do."""

@@ -11,7 +11,6 @@ from api.admission import (
     Body,
     admit_generate,
     admit_score,
-    check_multimodal,
     read_body,
     read_parameters,
     required,
@@ -21,6 +20,8 @@ from api.errors import error_response
 from api.event_stream import EventStream
 from api.frames import tokens_body
 from api.generation import Departure, Generation
+from api.image_reader import take_images
+from api.image_sources import read_multimodal
 from api.resuming import wants_ids
 from api.services import Services, services_of
 from api.whole_answer import whole_answer
@@ -71,8 +72,10 @@ async def tokens(request: Request) -> Response:
         body = await _body(request, services)
         text = required(body, "text")
         parameters = read_parameters(body, services, is_required=False)
-        check_multimodal(body)
+        images = read_multimodal(body)
+        services.images.check(images)
         token_ids = await tokenize(text, parameters.add_special_tokens, MAX_COUNTED_TOKENS, services)
+        token_ids = (await services.images.illustrate(token_ids, images)).token_ids
     except RequestError as error:
         return error_response(request.url.path, error, prefix="error: ")
     return _json(tokens_body(len(token_ids)))
@@ -86,7 +89,8 @@ async def _generate_stream(request: Request, body: Body, services: Services) -> 
     with_ids = wants_ids(request)
     admitted = await admit_generate(request, body, services, is_stream=True)
     departure = Departure.LINGER if with_ids or admitted.is_detached else Departure.CANCEL
-    return EventStream([Generation(services, admitted, departure)], services, with_ids=with_ids)
+    generation = Generation(services, admitted, departure, images=take_images(request.scope))
+    return EventStream([generation], services, with_ids=with_ids)
 
 
 async def _body(request: Request, services: Services) -> Body:

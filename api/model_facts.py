@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from images import ARCHITECTURES as WITH_IMAGES
 from messages import ModelError
 from settings import ModelSettings
 
@@ -48,7 +49,7 @@ class ModelFacts:
         path = Path(settings.path).expanduser()
         if not path.is_dir():
             raise ModelError(f"{settings.path}: the API needs a model directory; `pdq model` makes one of this name")
-        config = read_json(path / "config.json")
+        config = _text_config(read_json(path / "config.json"))
         if not isinstance(config.get("vocab_size"), int):
             raise ModelError(f"{path / 'config.json'}: no vocab_size")
         generation: dict[str, Any] = {}
@@ -74,6 +75,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: not a JSON object")
     return content
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the text part, where the model has others."""
+    if (config.get("architectures") or [""])[0] not in WITH_IMAGES:
+        return config
+    outer = {key: config[key] for key in ("architectures", "eos_token_id") if config.get(key) is not None}
+    return {**(config.get("text_config") or {}), **outer}
 
 
 def _max_positions(config: dict[str, Any]) -> int:

@@ -165,7 +165,16 @@ def _header(name: str, schema: Json, description: str) -> Json:
 # -- the words -------------------------------------------------------------------------------------------------------
 
 _PROMPT: Json = {"oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": _COUNT, "minItems": 1}]}
-_MULTIMODAL: Json = {"type": "object", "description": "Not supported yet: to be left out or empty."}
+_IMAGE: Json = {
+    "type": "object",
+    "required": ["type", "data"],
+    "properties": {"type": {"enum": ["base64", "url"]}, "data": {"type": "string", "minLength": 1}},
+}
+_MULTIMODAL: Json = {
+    "type": "object",
+    "description": "For models that read images: one for each <image> of the prompt. Else to be left out or empty.",
+    "properties": {"images": {"type": "array", "items": _IMAGE}},
+}
 _EVENT: Json = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}  # of each event
 _FLAG: Json = {"enum": ["true", "false"]}
 _TERMS = (

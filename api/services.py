@@ -18,6 +18,7 @@ from api.cancellation import end_tasks
 from api.cluster_view import ClusterView
 from api.gate import Gate
 from api.grammar_check import GrammarCheck
+from api.image_reader import ImageReader
 from api.key_ring import KeyRing, open_key_ring
 from api.lookout import Lookout
 from api.meters import ApiMeters
@@ -29,6 +30,7 @@ from api.tokenizer import Tokenizer
 from broker.client import Broker, open_broker
 from broker.relay import RelayReader
 from file_store import FileStore
+from images import ImageLayout
 from observability.tracing import Tracing, open_tracing
 from settings import Settings
 
@@ -45,6 +47,7 @@ class Services:
     tokenizer: Tokenizer
     facts: ModelFacts
     grammars: GrammarCheck
+    images: ImageReader
     api_id: str
     readings: Readings
     background: Background
@@ -64,6 +67,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     key_ring = open_key_ring(settings.security)
     facts = ModelFacts.from_dir(settings.model)
     tokenizer = Tokenizer.from_dir(facts.path)
+    layout = ImageLayout.from_dir(facts.path)
     store = FileStore(settings.batch.store)
     api_id = f"api-{uuid.uuid4().hex[:12]}"
     tracing = open_tracing(settings.tracing, "api", api_id)
@@ -86,6 +90,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                     tokenizer,
                     facts,
                     GrammarCheck(settings.api.grammar_timeout_s),
+                    ImageReader(layout, tokenizer, settings.images),
                     api_id,
                     Readings(),
                     background,

@@ -15,6 +15,7 @@ from api.cancellation import end_tasks
 from api.disconnect import ClientLeft, while_connected
 from api.errors import CLIENT_CLOSED_REQUEST
 from api.generation import Departure, Generation
+from api.image_reader import take_images
 from api.request_id import HEADER
 from api.services import Services
 from messages import GenerationRequest
@@ -24,7 +25,8 @@ async def whole_answer(request: Request, admitted: Sequence[GenerationRequest], 
     """Create the requests, which are those of one client's prompts, and wait for all of them. Raises RequestError."""
     is_detached = admitted[0].is_detached
     departure = Departure.LINGER if is_detached else Departure.CANCEL
-    generations = [Generation(services, each, departure) for each in admitted]
+    images = take_images(request.scope)
+    generations = [Generation(services, each, departure, images=images) for each in admitted]
 
     async def answer() -> bytes:
         async with AsyncExitStack() as stack:

@@ -57,8 +57,12 @@ class Keys:
         """Stream of one choice's TokenEvents; the entry of index i has the id `i+1-0`."""
         return f"{self.prefix}:{{{request_id}}}:tokens:{choice}"
 
+    def images(self, request_id: str) -> str:
+        """Hash sha256 -> bytes of the images of the request's prompt; it goes when the request ends."""
+        return f"{self.prefix}:{{{request_id}}}:images"
+
     def active_sizes(self) -> str:
-        """Hash `request_id:choice` -> "prompt_tokens max_new_tokens ignore_eos" of every unfinished choice."""
+        """Hash `request_id:choice` -> "prompt_tokens max_new_tokens ignore_eos num_images" per unfinished choice."""
         return f"{self.prefix}:active_sizes"
 
     def active_phases(self) -> str:

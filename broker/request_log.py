@@ -57,9 +57,14 @@ class RequestLog:
         self._reader_lease_ms = reader_lease_ms
 
     async def create(
-        self, request: GenerationRequest, max_waiting: int | None = None, room: Room | None = None
+        self,
+        request: GenerationRequest,
+        max_waiting: int | None = None,
+        room: Room | None = None,
+        images: Mapping[bytes, bytes] | None = None,
     ) -> Backlog:
-        """Write the record and put one PrefillJob per choice; what waited before it.
+        """Write the record and put one PrefillJob per choice; what waited before it. `images`: the bytes of those that
+        the request names, by digest.
 
         Raises InvalidRequest when the id is in use, Refused (a QueueFull) when it has no `room`; `max_waiting` is a
         room of so many jobs.
@@ -69,6 +74,8 @@ class RequestLog:
         keys, request_id = self._keys, request.request_id
         sampling = request.sampling
         sizes = f"{len(request.prompt_token_ids)} {sampling.max_new_tokens} {int(sampling.ignore_eos)}"
+        sizes += f" {len(request.images)}"
+        assert {image.digest for image in request.images} == set(images or {}), "an image is created with its request"
         choices = range(request.n)
         answer, *figures = await load_script("create").run(
             self._redis,
@@ -81,6 +88,7 @@ class RequestLog:
                 *keys.queues(Role.PREFILL),
                 *keys.queues(Role.DECODE),
                 *keys.queues(LOCAL),
+                keys.images(request_id),
                 *(keys.tokens(request_id, choice) for choice in choices),
             ],
             [
@@ -93,8 +101,9 @@ class RequestLog:
                 GROUP,
                 *map(str, (room.jobs, room.tokens_ahead, room.sequences_ahead, room.sequences_per_token)),
                 self._reader_lease_ms,
-                int(request.kind == "generate"),
+                int(request.kind == "generate" and not request.images),
                 *(encode(PrefillJob(request_id, choice, hop=1)) for choice in choices),
+                *(part for image in (images or {}).items() for part in image),
             ],
         )
         if answer == b"in_use":
@@ -315,6 +324,11 @@ class RequestLog:
         data: Any = await self._redis.hget(self._keys.record(request_id), "request")
         return None if data is None else decode(data, GenerationRequest)
 
+    async def images(self, request_id: str, digests: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The bytes of these images of an unfinished request, as far as they are there."""
+        found: Any = await self._redis.hmget(self._keys.images(request_id), list(digests)) if digests else []
+        return {digest: data for digest, data in zip(digests, found, strict=True) if data is not None}
+
     async def progress(self, request: GenerationRequest) -> list[ChoiceProgress]:
         """How far each choice is, in one round trip. What is unknown reads as ended."""
         pipeline = self._redis.pipeline(transaction=True)
@@ -355,7 +369,7 @@ class RequestLog:
             lengths.xlen(self._keys.tokens(request_id, choice))
         loads = []
         for (member, request_id, choice), output_tokens in zip(members, await lengths.execute(), strict=True):
-            prompt_tokens, max_new_tokens, ignore_eos = map(int, sizes[member].split())
+            prompt_tokens, max_new_tokens, ignore_eos, *_ = map(int, sizes[member].split())
             phase = Phase(phases[member].decode())
             loads.append(
                 SequenceLoad(request_id, choice, phase, prompt_tokens, max_new_tokens, bool(ignore_eos), output_tokens)

@@ -138,12 +138,15 @@ class LocalPrefill:
     async def admit(self, claim: Claim[PrefillJob], stopping: asyncio.Event) -> None:
         """Give the sequence its blocks; what does not suit, or was another's before, goes to the prefill workers."""
         sequence = sequence_of(claim.taken.request, claim.taken.choice, claim.taken.events)
+        if sequence.images:  # only prefill workers can encode them
+            await self.pass_on(claim)
+            return
         if sequence.sampling.grammar is not None:
             refusal = await asyncio.wrap_future(self.runner.grammars.open(sequence))
             if refusal is not None:
                 await self.intake.fail(claim, str(refusal), refusal.status)
                 return
-        cached = [] if sequence.lists_prompt else self.space.match(sequence.token_ids)
+        cached = [] if sequence.lists_prompt else self.space.match(sequence.token_ids, sequence.images)
         missing = sequence.num_blocks(self.space.block_size) - len(cached)
         num_cached = len(cached) * self.space.block_size
         bid = self.bid()
@@ -201,7 +204,7 @@ class LocalPrefill:
         else:
             self.intake.meters.count(FENCED)
         if not token.error:  # what gave no finite logits is not to be reused
-            self.space.remember(one.sequence.token_ids, one.sequence.block_table)
+            self.space.remember(one.sequence.token_ids, one.sequence.block_table, one.sequence.images)
         if accepted and event.finish_reason is None:
             one.sequence.token_ids.append(token.token_id)
             self.batch.prefilling.remove(one)

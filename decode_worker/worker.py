@@ -176,7 +176,9 @@ class DecodeWorker:
         for output in self.unpublished:
             if output.is_last and not output.append.event.error:  # its conversation may go on
                 sequence = output.one.sequence
-                self.space.remember(sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table)
+                self.space.remember(
+                    sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table, sequence.images
+                )
         self.retire(output.one for output in self.unpublished if output.is_last)
         self.prepared = self.running if can_go_on else None
         self.last_step_s = time.perf_counter() - began

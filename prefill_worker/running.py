@@ -13,11 +13,11 @@ from messages import PrefillJob, RequestError
 @dataclass(slots=True, eq=False)
 class Running:
     """A claimed job and its sequence. `block_table` is empty until it has started. It is computed once its grammar is
-    open; what the opening results in says why it cannot be."""
+    open and its images are encoded; what the opening results in says why it cannot be."""
 
     claim: Claim[PrefillJob]
     sequence: Sequence
-    opening: Future[RequestError | None] | None = None  # of its grammar, if it has one
+    opening: Future[RequestError | None] | None = None  # of its grammar and its images, if it has such
     began_s: float = field(default_factory=time.perf_counter)
 
     @property
@@ -27,8 +27,8 @@ class Running:
 
     @property
     def is_open(self) -> bool:
-        """Whether no grammar is waited for."""
-        return self.opening is None or self.opening.done()
+        """Whether neither a grammar nor an image is waited for."""
+        return self.opening is None or (self.opening.done() and self.opening.result() is None)
 
 
 def running(claim: Claim[PrefillJob]) -> Running:

@@ -19,6 +19,7 @@ from broker.status_board import StatusBoard
 from engine.block_growth import first_blocks, growth_of
 from engine.block_space import BlockSpace
 from engine.continuation import event_of
+from engine.image_encoder import ImageEncoder
 from engine.kv_pool import KVPool
 from engine.loading import LoadedModel
 from engine.model_runner import ModelRunner, PrefillChunk
@@ -32,8 +33,19 @@ from kv_transfer.seal import Seal, open_seal
 from kv_transfer.segment import sweep_segments
 from kv_transfer.self_test import self_test
 from kv_transfer.sender import KVSender
-from messages import DecodeJob, FinishReason, Phase, PrefillJob, Priority, TokenEvent, WorkerState
+from messages import (
+    DecodeJob,
+    FinishReason,
+    Phase,
+    PrefillJob,
+    Priority,
+    RequestError,
+    TokenEvent,
+    WorkerFailed,
+    WorkerState,
+)
 from observability.catalogue import FENCED, PREFIX_HIT, PREFIX_QUERIED
+from prefill_worker.pictures import Pictures
 from prefill_worker.running import Running, running
 from prefill_worker.scheduler import TAKE_COUNT, open_classes, plan_step
 from settings import Settings
@@ -44,7 +56,7 @@ ResultT = TypeVar("ResultT")
 
 IDLE_BLOCK_MS = 200  # how long an idle loop waits for a job before it shows that it is alive
 RATE_WINDOW_S = 10.0  # seconds of work over which the worker's rate is taken
-GRAMMAR_WAIT_S = 0.005  # how long a loop that has but grammars to wait for leaves its queue alone
+OPENING_WAIT_S = 0.005  # how long a loop that has but grammars and images to wait for leaves its queue alone
 
 
 class PrefillWorker:
@@ -60,7 +72,10 @@ class PrefillWorker:
         space: BlockSpace,
         sender: KVSender,
         seal: Seal | None = None,
+        encoder: ImageEncoder | None = None,
     ) -> None:
+        """`encoder`: of a model that reads images."""
+        self.pictures = None if encoder is None else Pictures(broker, encoder)
         self.settings, self.broker, self.board = settings, broker, board
         self.runner, self.space = runner, space
         self.offers = Offers(sender, space.free, seal or Seal())
@@ -137,7 +152,7 @@ class PrefillWorker:
         suspects = [one for one in self.running if self.intake.is_suspect(one.claim)]
         batch = [one for one in suspects[:1] or self.running if one.is_open]
         if not batch and self.running:
-            await self.wait_for_grammars()
+            await self.wait_for_openings()
         plan = plan_step(
             [one.remaining_tokens for one in batch],
             self.token_budget,
@@ -180,7 +195,9 @@ class PrefillWorker:
                 self.note_prefill(one, published_s)
             if not token.error:  # what gave no finite logits is not to be reused
                 self.space.remember(
-                    one.sequence.token_ids[: one.sequence.num_computed_tokens], one.sequence.block_table
+                    one.sequence.token_ids[: one.sequence.num_computed_tokens],
+                    one.sequence.block_table,
+                    one.sequence.images,
                 )
             if not ok:
                 self.meters.count(FENCED)
@@ -278,7 +295,7 @@ class PrefillWorker:
 
     def start(self, one: Running) -> bool:
         """Give the sequence its blocks, those of a cached prefix first. False when there are not enough."""
-        cached = [] if one.sequence.lists_prompt else self.space.match(one.sequence.token_ids)
+        cached = [] if one.sequence.lists_prompt else self.space.match(one.sequence.token_ids, one.sequence.images)
         missing = one.sequence.num_blocks(self.settings.kv.block_size) - len(cached)
         if not self.space.can_allocate(missing):
             self.space.free(cached)
@@ -289,6 +306,8 @@ class PrefillWorker:
         self.rate.note(one.sequence.num_computed_tokens, 0.0)  # the queue gets shorter by these too
         self.meters.count(PREFIX_QUERIED, one.sequence.num_tokens)
         self.meters.count(PREFIX_HIT, one.sequence.num_computed_tokens)
+        if one.sequence.images_to_compute:
+            one.opening = asyncio.create_task(self.open_images(one, one.opening))
         return True
 
     def opened(self, one: Running) -> Running:
@@ -297,10 +316,21 @@ class PrefillWorker:
             one.opening = asyncio.wrap_future(self.runner.grammars.open(one.sequence))
         return one
 
-    async def wait_for_grammars(self) -> None:
-        """Until one is compiled, or long enough for others to have come."""
+    async def open_images(
+        self, one: Running, opening: asyncio.Future[RequestError | None] | None
+    ) -> RequestError | None:
+        """What its grammar's opening results in, then its images', which are encoded beside the steps of the others."""
+        error = None if opening is None else await opening
+        if error is not None:
+            return error
+        if self.pictures is None:
+            return WorkerFailed("a request with images came to a worker whose model reads none")
+        return await self.pictures.open(one.claim.job.request_id, one.sequence)
+
+    async def wait_for_openings(self) -> None:
+        """Until one is over, or long enough for others to have come."""
         opening = [one.opening for one in self.running if one.opening is not None]
-        await asyncio.wait(opening, timeout=GRAMMAR_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(opening, timeout=OPENING_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
 
     def free(self, one: Running) -> None:
         """Give the sequence's blocks back."""
@@ -346,7 +376,7 @@ class PrefillWorker:
             await self.intake.expire(one.claim)
 
     async def drop_refused(self) -> None:
-        """End the sequences whose grammar cannot be followed."""
+        """End the sequences whose grammar cannot be followed, or whose images cannot be encoded."""
         for one in (*self.running, *self.waiting):
             error = one.opening.result() if one.opening is not None and one.opening.done() else None
             if error is not None:
@@ -406,7 +436,9 @@ async def work(
             sender = exported.sender
             growth = growth_of(settings.kv, layout.block_bytes, num_blocks, sender.reserve, sender.num_reservable)
         space = BlockSpace(num_blocks, settings.kv.block_size, settings.kv.prefix_cache, growth)
-        worker = PrefillWorker(settings, broker, board, heartbeat, runner, space, exported.sender, seal)
+        worker = PrefillWorker(
+            settings, broker, board, heartbeat, runner, space, exported.sender, seal, encoder=loaded.images
+        )
         worker.stopping = listen()
         board.max_running = settings.prefill.max_running
         board.ready(model_hash=loaded.model.model_hash, block_size=settings.kv.block_size, num_blocks=num_blocks)

@@ -24,6 +24,14 @@ _PART: Json = {
     "required": ["type", "text"],
     "properties": {"type": {"const": "text"}, "text": _TEXT},
 }
+_IMAGE_PART: Json = {  # in users' messages, where the model reads images
+    "type": "object",
+    "required": ["type", "image_url"],
+    "properties": {
+        "type": {"const": "image_url"},
+        "image_url": {"type": "object", "required": ["url"], "properties": {"url": _TEXT}},
+    },
+}
 _MESSAGES: Json = {
     "type": "array",
     "minItems": 1,
@@ -32,7 +40,7 @@ _MESSAGES: Json = {
         "required": ["role", "content"],
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"anyOf": [_TEXT, {"type": "array", "items": _PART}]},
+            "content": {"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": [_PART, _IMAGE_PART]}}]},
         },
     },
 }

@@ -46,7 +46,10 @@ class ChatRenderer:
         tools = conversation.tools
         if not self.template.has_tools:
             messages, tools = with_tools_in_words(messages, tools), []
-        asked = orjson.dumps(to_builtins(replace(conversation, messages=messages, tools=tools)))
+        if conversation.has_parts:
+            messages = [_in_parts(message) for message in messages]
+        # Its images are not the template's business.
+        asked = orjson.dumps(to_builtins(replace(conversation, messages=messages, tools=tools, images=[])))
         async with self._turn:
             is_answered = False
             try:
@@ -106,3 +109,9 @@ class ChatRenderer:
             raise WorkerFailed("the process that renders chat templates has ended")
         content: dict[str, Any] = orjson.loads(answer)
         return content
+
+
+def _in_parts(message: dict[str, object]) -> dict[str, object]:
+    """The message with a list as its content."""
+    content = message.get("content")
+    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message

@@ -4,6 +4,8 @@ Thin: parameters and conversations are read here, admission, generation and rela
 one model that is served is the only one that can be asked for; a request that names none means it.
 """
 
+from dataclasses import replace
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,6 +15,7 @@ from api.admission import Body, Wanted, admit, check_generates, draw_seed, read_
 from api.errors import BadField, UnknownModel
 from api.event_stream import EventStream
 from api.generation import Departure, Generation
+from api.image_reader import take_images
 from api.openai.conversation import read_conversation
 from api.openai.fields import flag
 from api.openai.parameters import Reading, chat_wanted, completion_wanted
@@ -44,8 +47,10 @@ async def chat_completions(request: Request) -> Response:
     services = services_of(request)
     body = await _body(request, services, is_chat=True)
     wanted = chat_wanted(body, _reading(services))
-    prompt = await services.chat.render(read_conversation(body))
-    return await _answer(request, services, [prompt], wanted)
+    conversation = read_conversation(body, reads_images=services.images.reads_images)
+    services.images.check(conversation.images)
+    prompt = await services.chat.render(conversation)
+    return await _answer(request, services, [prompt], replace(wanted, images=conversation.images))
 
 
 @router.get("/v1/models", response_model=None)
@@ -68,11 +73,15 @@ async def tokenize_text(request: Request) -> Response:
     services = services_of(request)
     body = await _body(request, services, is_chat=True)
     is_chat = body.get("messages") is not None
-    text = await services.chat.render(read_conversation(body)) if is_chat else body.get("prompt")
+    text, images = body.get("prompt"), []
+    if is_chat:
+        conversation = read_conversation(body, reads_images=services.images.reads_images)
+        text, images = await services.chat.render(conversation), conversation.images
     if not isinstance(text, str):
         raise BadField("prompt must be a string, or messages a conversation", "prompt")
     special = flag(body, "add_special_tokens", not is_chat)
     token_ids = await tokenize(text, special, MAX_COUNTED_TOKENS, services)
+    token_ids = (await services.images.illustrate(token_ids, images)).token_ids
     names = [services.tokenizer.names.text(one) for one in token_ids] if flag(body, "return_token_strs") else None
     limit = token_limit(services, await services.view.workers())
     return _json({"count": len(token_ids), "max_model_len": limit, "tokens": token_ids, "token_strs": names})
@@ -107,7 +116,8 @@ async def _answer(request: Request, services: Services, prompts: list[object], w
     if not is_stream:
         return await whole_answer(request, admitted, services)
     departure = Departure.LINGER if with_ids or admitted[0].is_detached else Departure.CANCEL
-    generations = [Generation(services, each, departure) for each in admitted]
+    images = take_images(request.scope)
+    generations = [Generation(services, each, departure, images=images) for each in admitted]
     return EventStream(generations, services, with_ids=with_ids, keep_alive_s=services.settings.api.keep_alive_s)
 
 

@@ -1,9 +1,10 @@
 -- A new request, if there is room for it: its record, its load, its reader's lease, one prefill job per choice.
 -- KEYS  record, active_sizes, active_phases, reader_leases, bids, the prefill queue of each class, the decode queue of
---       each class, the local queue of each class, then the token stream of every choice; the most urgent class is first
+--       each class, the local queue of each class, the images, then the token stream of every choice; the most urgent
+--       class is first
 -- ARGV  nonce, request, sizes, phase, request_id, number of its class, group, then how much room there is (broker/
 --       backlog.py): jobs, tokens ahead, sequences ahead, sequences per token; lease_ms; 1 when decode workers may prefill it; then
---       the job of every choice
+--       the job of every choice, then the digest and the bytes of every image
 -- -> {"created" | "in_use" | a reason of broker/backlog.py, per class its prefill jobs, their prompt tokens and the
 --     decode jobs that nobody has taken, the decode jobs that somebody has}; the figures are those before the creation
 -- include now
@@ -50,7 +51,8 @@ local function takes_bid(prompt, tokens_ahead)
   return false
 end
 
-local first_tokens = FIRST_QUEUE + 3 * NUM_CLASSES
+local images = FIRST_QUEUE + 3 * NUM_CLASSES + 1
+local first_tokens = images
 local num_choices, class = #KEYS - first_tokens, tonumber(ARGV[6])
 local room_jobs, room_tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 local room_sequences, sequences_per_token = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -90,6 +92,9 @@ else
   answer[1] = 'created'
   redis.call('HSET', KEYS[1], 'nonce', ARGV[1], 'request', ARGV[2], 'choices', num_choices, 'remaining', num_choices)
   redis.call('ZADD', KEYS[4], string.format('%.0f', now_ms() + ARGV[12]), ARGV[5])
+  for image = FIRST_JOB + num_choices, #ARGV, 2 do
+    redis.call('HSET', KEYS[images], ARGV[image], ARGV[image + 1])
+  end
   for choice = 0, num_choices - 1 do
     local member = ARGV[5] .. ':' .. choice
     redis.call('DEL', KEYS[first_tokens + 1 + choice])

@@ -11,5 +11,6 @@ local function end_choice(record, tokens, active_sizes, active_phases, reader_le
     for other = 0, redis.call('HGET', record, 'choices') - 1 do
       redis.call('EXPIRE', stem .. other, keep_s)
     end
+    redis.call('EXPIRE', string.gsub(stem, 'tokens:$', 'images'), 0) -- at once: nothing is computed any more
   end
 end

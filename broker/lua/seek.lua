@@ -59,8 +59,8 @@ for class = 1, num_classes do
     local entry, tokens_ahead = first_waiting(queue)
     local member = entry and entry[2][2]
     local sizes = member and redis.call('HMGET', KEYS[2], member)[1]
-    if not sizes then
-      break -- nobody waits, or its choice has ended, which whoever takes it will see
+    if not sizes or not string.match(sizes, ' 0$') then
+      break -- nobody waits, or its choice has ended, which whoever takes it will see, or it has images
     end
     local request_id, choice = string.match(member, '^(.*):(%d+)$')
     local tokens = tonumber(string.match(sizes, '^%d+')) + redis.call('XLEN', ARGV[5] .. request_id .. ARGV[6] .. choice)

@@ -40,7 +40,7 @@ REFUSALS: list[tuple[Any, str]] = [
     ),
     (
         {"inputs": PROMPT, "parameters": {}, "multimodal_params": {"images": [{"type": "url", "data": "x"}]}},
-        "multimodal_params images is not supported yet",
+        "multimodal_params images[0]: images are not supported by this model, which reads text alone",
     ),
     (
         {"inputs": PROMPT, "parameters": {}, "multimodal_params": {"videos": []}},

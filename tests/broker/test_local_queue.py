@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from broker.bid import Bid
 from broker.client import Broker
 from broker.job_queue import QueueEntry
-from messages import GenerationRequest, Phase, PrefillJob, Priority
+from messages import GenerationRequest, ImageRef, Phase, PrefillJob, Priority
 from settings import QueueSettings
 from tests.broker.samples import STOP, eventually, make_append, make_request, num_blocked
 from tests.conftest import OpenTestBroker
@@ -180,6 +181,19 @@ def test_a_score_is_never_routed(open_test_broker: OpenTestBroker) -> None:
             score = GenerationRequest("score", request.prompt_token_ids, request.sampling, kind="score")
             await broker.requests.create(score, max_waiting=100)
             assert await waiting(broker) == ["score"]
+
+    asyncio.run(main())
+
+
+def test_a_prompt_with_images_is_neither_routed_nor_sought(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            await broker.prefill_queue.ensure()
+            await stand(broker, SHORT)
+            request = structs.replace(make_request("images", prompt_tokens=5), images=(ImageRef(b"digest", 1, 3),))
+            await broker.requests.create(request, max_waiting=100, images={b"digest": b"bytes"})
+            assert await broker.local_queue.seek("decode-1", SHORT, 1) == []
+            assert await waiting(broker) == ["images"]
 
     asyncio.run(main())
 
