@@ -1,6 +1,7 @@
 """The chat template of a model directory, and the special tokens that it names.
 
-Where transformers writes them: chat_template.jinja, or tokenizer_config.json. Knows files; renders nothing.
+Where transformers writes them: chat_template.jinja, chat_template.json (older models that read images) or
+tokenizer_config.json. Knows files; renders nothing.
 """
 
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ def find_chat_template(path: Path) -> ChatTemplate:
     if isinstance(source, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
         source = named.get("default")
+    if (path / "chat_template.json").exists():
+        source = read_json(path / "chat_template.json").get("chat_template", source)
     file = path / "chat_template.jinja"
     if file.exists():
         try:

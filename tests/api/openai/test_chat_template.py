@@ -180,6 +180,8 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     found = find_chat_template(tmp_path)
     assert found == ChatTemplate("d", {"bos_token": "<s>", "eos_token": "</s>"})
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "older"}))
+    assert find_chat_template(tmp_path).source == "older"
     (tmp_path / "chat_template.jinja").write_text("j")
     assert find_chat_template(tmp_path).source == "j"
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
