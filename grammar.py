@@ -12,7 +12,8 @@ Kinds:
     ebnf          GBNF, as xgrammar and llama.cpp write it (the rule `root`), or Lark
 """
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from errors import InvalidRequest
 from messages.request import Grammar
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 # A blank, or a line break with an indentation. Where more is allowed, weak models go on with it to their last token.
 WHITESPACE = r"( |\n[ \t]{0,24})?"
+# RFC 3339 knows a 60th second only where there was a leap second, llguidance in every minute.
+SECONDS = {"time": "^.{5}:[0-5]", "date-time": "^.{16}:[0-5]"}
+MAX_SCHEMA_DEPTH = 100
+_LITERALS = frozenset({"const", "enum", "default", "examples"})
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 MAX_REASON_CHARS = 300  # llguidance's errors may quote the grammar
 
 
@@ -50,6 +56,11 @@ def compile_grammar(grammar: Grammar, tokenizer: "LLTokenizer") -> "LLMatcher":
     return matcher
 
 
+def is_of_json(grammar: Grammar) -> bool:
+    """Whether what is written by it is JSON from its first byte."""
+    return grammar.kind in ("json_schema", "json_object")
+
+
 def check(matcher: "LLMatcher", grammar: Grammar) -> None:
     """Raises InvalidRequest where the matcher has come to an error, which it never leaves."""
     if matcher.is_error():
@@ -74,7 +85,7 @@ def _source(grammar: Grammar) -> str:
     try:
         match grammar.kind:
             case "json_schema":
-                return LLMatcher.grammar_from_json_schema(grammar.text, whitespace)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema(_with_seconds(grammar.text), whitespace)  # type: ignore[arg-type]
             case "json_object":
                 return LLMatcher.grammar_from_json_schema('{"type":"object"}', whitespace)  # type: ignore[arg-type]
             case "regex":
@@ -85,3 +96,36 @@ def _source(grammar: Grammar) -> str:
                 return grammar_from("ebnf", grammar.text)
     except ValueError as error:  # of JSON or GBNF; all else the matcher finds
         raise refusal(grammar, str(error)) from None
+
+
+def _with_seconds(schema: str) -> str:
+    """The schema, its times without a 60th second. What is no schema is left for llguidance to refuse."""
+    if '"format"' not in schema:
+        return schema
+    try:
+        return json.dumps(_with_seconds_below(json.loads(schema), MAX_SCHEMA_DEPTH), allow_nan=False)
+    except (ValueError, RecursionError):
+        return schema
+
+
+def _with_seconds_below(schema: Any, depth: int) -> Any:
+    """Raises ValueError below so many levels."""
+    if depth == 0:
+        raise ValueError("too deep")
+    if isinstance(schema, list):
+        return [_with_seconds_below(one, depth - 1) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    told = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, dict):
+            told[key] = {name: _with_seconds_below(one, depth - 1) for name, one in value.items()}
+        else:
+            told[key] = value if key in _LITERALS else _with_seconds_below(value, depth - 1)
+    kind = told.get("format")
+    if isinstance(kind, str) and kind in SECONDS:
+        if "pattern" not in told:
+            told["pattern"] = SECONDS[kind]
+        elif isinstance(told.setdefault("allOf", []), list):
+            told["allOf"] = [*told["allOf"], {"pattern": SECONDS[kind]}]
+    return told

@@ -5,6 +5,7 @@ the same on whichever worker the sequence goes on. Knows a matcher; knows no mod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from engine.json_numbers import NumberState
 from grammar import check, refusal
 from messages.request import Grammar
 
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
 class GrammarState:
     """One per sequence; one thread at a time."""
 
-    def __init__(self, grammar: Grammar, matcher: "LLMatcher", renew: "Callable[[], LLMatcher]") -> None:
+    def __init__(
+        self,
+        grammar: Grammar,
+        matcher: "LLMatcher",
+        renew: "Callable[[], LLMatcher]",
+        numbers: NumberState | None = None,
+    ) -> None:
         """`matcher` is a copy of one that others have copies of: what they all have seen counts towards its limits.
-        `renew` makes one that is nobody else's."""
+        `renew` makes one that is nobody else's. `numbers`: of a text that is JSON."""
+        self._numbers, self._num_read = numbers, 0
         self._grammar, self._matcher = grammar, matcher
         self._renew: Callable[[], LLMatcher] | None = renew
         self._num_consumed = 0
@@ -33,6 +41,11 @@ class GrammarState:
             self._matcher, self._renew, self._num_consumed = self._renew(), None, 0
             bits = self._advance(output_token_ids)
         check(self._matcher, self._grammar)
+        if self._numbers is not None:
+            self._numbers.read(output_token_ids[self._num_read :])
+            self._num_read = len(output_token_ids)
+            both = int.from_bytes(bits, "little") & self._numbers.bits
+            bits = both.to_bytes(len(bits), "little")
         if bits.count(0) == len(bits):
             raise refusal(self._grammar, "no token may come next")
         return bits

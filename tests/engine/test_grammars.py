@@ -105,6 +105,22 @@ def test_a_sequence_that_comes_from_elsewhere_is_where_it_was(grammars: Grammars
         assert allowed(grammars, here) == allowed(grammars, sequence_of(schema, text[:end]))
 
 
+def test_numbers_and_times_are_those_that_parsers_take(grammars: Grammars) -> None:
+    """JSON allows 1E999, which no double holds; llguidance a 60th second in every minute, which RFC 3339 does not."""
+    number = Grammar("json_schema", '{"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]}')
+    digits = set(ids("0123456789"))
+    assert digits <= allowed(grammars, sequence_of(number, '{"a": 1E9'))
+    assert not digits & allowed(grammars, sequence_of(number, '{"a": 1E99'))
+    (six,) = ids("6")
+    times = '{"type": "string", "format": "time"%s}'
+    for schema in (times % "", times % ', "pattern": "Z$"', '{"anyOf": [%s]}' % (times % "")):
+        may_come = allowed(grammars, sequence_of(Grammar("json_schema", schema), '"12:30:'))
+        assert set(ids("5")) <= may_come and six not in may_come
+    named = '{"type": "object", "properties": {"format": {"const": {"format": "time"}}}, "required": ["format"]}'
+    text = '{"format":{"format":"time"}'
+    assert set(ids("}")) <= allowed(grammars, sequence_of(Grammar("json_schema", named), text))
+
+
 def test_who_has_no_grammar_costs_nothing(grammars: Grammars) -> None:
     plain = sequence_of(None)
     assert grammars.follow([plain, plain]) is None
