@@ -57,8 +57,8 @@ def with_worker(path: Path, body: Callable[[psutil.Process], Awaitable[None]]) -
             await body(psutil.Process(running.process.pid))
         finally:
             kill(running.process)
-        code = await running.process.wait()
-        running.pipe.close()
+            code = await running.process.wait()
+            running.pipe.close()
         return code
 
     return asyncio.run(main())
@@ -86,11 +86,11 @@ def test_a_start_that_cannot_be_has_its_code_and_its_sentence(nursery: tuple[Pat
 def test_a_fork_is_our_child_in_a_session_of_its_own_and_named(nursery: tuple[Path, int]) -> None:
     async def body(worker: psutil.Process) -> None:
         assert worker.ppid() == os.getpid()
-        assert os.getsid(worker.pid) == os.getpgid(worker.pid) == worker.pid
         deadline = time.monotonic() + 10
         while "decode" not in worker.cmdline():
             assert time.monotonic() < deadline, worker.cmdline()
             await asyncio.sleep(0.01)
+        assert os.getsid(worker.pid) == os.getpgid(worker.pid) == worker.pid
 
     assert describe_exit(with_worker(nursery[0], body)) == "was killed by SIGKILL"
 
