@@ -162,5 +162,8 @@ def test_a_run_that_is_told_to_end_takes_its_server_along() -> None:
                 break
         (server,) = ticks_of_tree(process.pid).keys() - {process.pid}
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
     assert not Path(f"/proc/{server}").exists()
