@@ -81,14 +81,17 @@ class RelayReader:
         pool: Any = self._redis.connection_pool
         connection = await pool.get_connection()
         try:
+            entries: list[Any] = []
             while True:
+                # Asked for before what came is gone through: what comes meanwhile is here when that is done.
+                position = entries[-1][0] if entries else self._position
                 await connection.send_command(
-                    "XREAD", "COUNT", _READ_COUNT, "BLOCK", _BLOCK_MS, "STREAMS", self._key, self._position
+                    "XREAD", "COUNT", _READ_COUNT, "BLOCK", _BLOCK_MS, "STREAMS", self._key, position
                 )
-                for _, entries in await connection.read_response() or ():
-                    for entry_id, (_, data, *_) in entries:
-                        self._position = entry_id
-                        self._dispatch(data)
+                for entry_id, (_, data, *_) in entries:
+                    self._position = entry_id
+                    self._dispatch(data)
+                entries = [entry for _, entries in await connection.read_response() or () for entry in entries]
         finally:
             await pool.release(connection)
 
@@ -100,11 +103,15 @@ class RelayReader:
             return
         subscriptions_of = self._subscriptions.get
         now_s = time.monotonic()
+        reached: list[Subscription] = []
         for each in relayed:
             for subscription in subscriptions_of(each.member, ()):
-                subscription.deliver(each.index, each.event, now_s)
-                if subscription.is_behind:
-                    self._gap.set()
+                subscription.accept(each.index, each.event, now_s)
+                reached.append(subscription)
+        for subscription in reached:
+            subscription.wake()
+            if subscription.is_behind:
+                self._gap.set()
 
     async def _recheck(self) -> None:
         """The safe path: gaps at once, quiet streams every `recheck_s`."""
