@@ -36,7 +36,9 @@ class Output:
         text, special = "", True
         if event.token_id is not None:
             self._count += 1
-            text = self._stops.feed(event.token_id, self._detokenizer.feed(event.token_id))
+            text = self._detokenizer.feed(event.token_id)
+            if self._stops.is_needed:
+                text = self._stops.feed(event.token_id, text)
             special = self._detokenizer.is_special(event.token_id)
         if self._stops.is_stopped:
             finish_reason = FinishReason.STOP

@@ -1,7 +1,7 @@
 """The events of one step on their way into their streams, and to the API processes that wait for them.
 
-The hot path of every token: one script call (broker/lua/append.lua) for every PIECE_EVENTS. Knows neither workers nor
-HTTP.
+The hot path of every token: one script call (broker/lua/append.lua), or a few for a large step. Knows neither workers
+nor HTTP.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from messages.token_event import RelayedEvent, RelayedEvents
 from messages.wire import encode
 from settings.broker import StreamSettings
 
-PIECE_EVENTS = 32  # a third of a millisecond of Redis' time
+LEAST_PIECE = 32  # events of one step that go alone; a third of a millisecond of Redis' time
+MOST_PIECES = 4  # more cost more than they save
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
 
 
@@ -31,14 +32,15 @@ class _Call(NamedTuple):
 
 async def append_step(redis: Redis, keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> list[bool]:
     """Which of the events are accepted; `RequestLog.append` says what that means. Raises redis errors."""
-    if len(items) <= PIECE_EVENTS:
-        return await _run(redis, _call(keys, stream, items)) if items else []
+    if not items:
+        return []
+    size = max(LEAST_PIECE, -(-len(items) // MOST_PIECES))
     # One after the other, and each encoded while Redis works on the one before: so the API process writes the first
     # while the last is still to come, even where all of them share one core.
     accepted: list[bool] = []
-    call = _call(keys, stream, items[:PIECE_EVENTS])
-    for at in range(PIECE_EVENTS, len(items), PIECE_EVENTS):
-        answers, call = await asyncio.gather(_run(redis, call), _encoded(keys, stream, items[at : at + PIECE_EVENTS]))
+    call = _call(keys, stream, items[:size])
+    for at in range(size, len(items), size):
+        answers, call = await asyncio.gather(_run(redis, call), _encoded(keys, stream, items[at : at + size]))
         accepted += answers
     return accepted + await _run(redis, call)
 
@@ -65,7 +67,7 @@ def _call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
     relayed: dict[str, list[RelayedEvent]] = {}
     for item in items:
         event, api_id = item.event, item.api_id
-        place = _place(keys, item.request_id, item.choice)
+        place = _place(keys.name, item.request_id, item.choice)
         item_keys += (place.record, place.tokens)
         arguments += (
             item.choice,
@@ -92,5 +94,6 @@ class _Place(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # more than the sequences that a worker runs at a time
-def _place(keys: Keys, request_id: str, choice: int) -> _Place:
+def _place(name: str, request_id: str, choice: int) -> _Place:
+    keys = Keys(name)  # made here, as hashing one costs as much as the rest of the look-up
     return _Place(keys.record(request_id), keys.tokens(request_id, choice), member_of(request_id, choice))
