@@ -32,6 +32,12 @@ class BodySender:
         self._cycle: RequestResponseCycle | None = cycle if is_chunked and scope["method"] != "HEAD" else None
         self._send = send
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the next piece may be `write`n: nothing has to be waited for."""
+        cycle = self._cycle
+        return cycle is not None and not cycle.flow.write_paused
+
     async def send(self, piece: bytes) -> None:
         """Send a piece that is not empty and not the last. Waits while the client does not read."""
         cycle = self._cycle
@@ -40,5 +46,11 @@ class BodySender:
             return
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
+        self.write(piece)
+
+    def write(self, piece: bytes) -> None:
+        """`send` where the way is clear."""
+        cycle = self._cycle
+        assert cycle is not None, "the way is not clear"
         if not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))

@@ -51,6 +51,7 @@ class EventStream(Response):
         self._generations = generations
         self._services = services
         self._frames: StreamFrames | None = None
+        self._sender: BodySender | None = None
         self._with_ids = with_ids
         self._after = after
         self._keep_alive_s = keep_alive_s
@@ -81,6 +82,18 @@ class EventStream(Response):
                 return
             await self._end_with_error(send, str(told), told.status)
 
+    @property
+    def is_clear(self) -> bool:
+        """See Outlet."""
+        return self._has_started and self._sender is not None and self._sender.is_clear
+
+    def write(self, tokens: Sequence[OutputToken]) -> None:
+        """See Outlet; of the only choice."""
+        assert self._sender is not None, "it is clear"
+        piece = self._piece(tokens, 0)
+        if piece:
+            self._sender.write(piece)
+
     async def _end_with_error(self, send: Send, message: str, status: int) -> None:
         assert self._frames is not None, "what has started has frames"
         await send({"type": "http.response.body", "body": self._frames.error(message, status)})
@@ -96,7 +109,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
 
     async def _send_events(self, scope: Scope, send: Send) -> None:
-        sender = BodySender(scope, send)
+        sender = self._sender = BodySender(scope, send)
         async with AsyncExitStack() as stack:
             for generation in self._generations:
                 await stack.enter_async_context(generation)
@@ -104,8 +117,9 @@ class EventStream(Response):
             requests = [generation.request for generation in self._generations]
             self._frames = frames_of(requests, self._services)
             self._num_unfinished = sum(request.n for request in requests)
+            outlet = self if self._num_unfinished == 1 else None
             sources = [
-                generation.follow(choice, with_pauses=self._keep_alive_s > 0)
+                generation.follow(choice, with_pauses=self._keep_alive_s > 0, outlet=outlet)
                 for generation in self._generations
                 for choice in range(generation.request.n)
             ]

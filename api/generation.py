@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 from redis.exceptions import RedisError
@@ -40,6 +40,17 @@ class Departure(Enum):
     CANCEL = "cancel"  # it ends, unless another reader has come to it
     LINGER = "linger"  # it goes on: its client may come back within stream.reconnect_s, or it is detached
     FORGET = "forget"  # somebody else sees to it
+
+
+class Outlet(Protocol):
+    """Where a choice's tokens can go with nothing to wait for."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether they can now."""
+
+    def write(self, tokens: list[OutputToken]) -> None:
+        """Here are some, of which none is the last."""
 
 
 class Generation:
@@ -96,26 +107,45 @@ class Generation:
     ) -> None:
         await self._leave()
 
-    async def follow(self, choice: int, *, with_pauses: bool = False) -> AsyncIterator[list[OutputToken]]:
+    async def follow(
+        self, choice: int, *, with_pauses: bool = False, outlet: Outlet | None = None
+    ) -> AsyncIterator[list[OutputToken]]:
         """The tokens of `choice` from index 0 until the one with a finish_reason, as many at a time as have come;
-        `with_pauses`: and none at all about every QUIET_CHECK_S in which none come.
+        `with_pauses`: and none at all about every QUIET_CHECK_S in which none come. What comes while `outlet` is clear
+        goes there and not to the caller, but for what may be the end.
         Raises RequestError when the sequence failed, or when nobody is left to work on it."""
         services = self._services
         output = Output(services.tokenizer, services.facts, self.request.output)
         measurement, subscription = self._measurement, self._subscriptions[choice]
+
+        def write_at_once(events: list[TokenEvent]) -> float | None:
+            # Within the delivery of the events: waking a task for each choice costs more than all that it does.
+            if outlet is None or not outlet.is_clear or events[-1].finish_reason is not None:
+                return None
+            tokens = [output.feed(event) for event in events]
+            came_s = subscription.came_s
+            if measurement is not None:
+                measurement.came(choice, len(tokens), came_s)
+            outlet.write(tokens)
+            if measurement is not None:
+                measurement.relayed(len(tokens), came_s)
+            return self._patience_s()
+
+        # A stop sequence may be complete at any token, and its end has to be told to Redis first.
+        shortcut = None if outlet is None or output.may_stop else write_at_once
         quiet_since = time.monotonic()
         while choice in self._unfinished:
             tokens: list[OutputToken] = []
             failure: RequestError | None = None
             try:
-                events = await subscription.take(self._patience_s())
+                events = await subscription.take(self._patience_s(), shortcut)
             except TimeoutError:
-                await self._look_around(choice, quiet_since)
+                await self._look_around(choice, max(quiet_since, subscription.came_s))
                 if with_pauses:
                     yield []
                 continue
             quiet_since = time.monotonic()
-            came_s = subscription.heard_s
+            came_s = subscription.came_s
             for event in events:
                 if event.finish_reason is not None:
                     self._unfinished.discard(choice)

@@ -22,6 +22,11 @@ class Output:
         self._stops = StopMatcher(params)
         self._count = 0
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether there are stop sequences, so that a token may have a finish_reason where its event has none."""
+        return self._stops.is_needed
+
     def feed(self, event: TokenEvent) -> OutputToken:
         """The next token. It has a finish_reason where `event` has none if it completes a stop sequence: no event after
         it belongs to the output. Raises RequestError for the event of a failure."""
@@ -31,7 +36,9 @@ class Output:
         text, special = "", True
         if event.token_id is not None:
             self._count += 1
-            text = self._stops.feed(event.token_id, self._detokenizer.feed(event.token_id))
+            text = self._detokenizer.feed(event.token_id)
+            if self._stops.is_needed:
+                text = self._stops.feed(event.token_id, text)
             special = self._detokenizer.is_special(event.token_id)
         if self._stops.is_stopped:
             finish_reason = FinishReason.STOP

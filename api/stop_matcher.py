@@ -42,12 +42,11 @@ class StopMatcher:
         self._held = ""
         longest = max((len(group.items) for group in self._groups), default=0)
         self._token_chars: deque[int] = deque(maxlen=longest)  # text length of the last tokens
+        self.is_needed = bool(self._strings or self._groups)  # else there is nothing to feed
         self.is_stopped = False
 
     def feed(self, token_id: int, text: str) -> str:
         """The text that goes out with this token. Sets `is_stopped` when the token completed a stop sequence."""
-        if not self._strings and not self._groups:
-            return text
         assert not self.is_stopped
         self._token_chars.append(len(text))
         before = len(self._held)

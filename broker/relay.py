@@ -7,6 +7,7 @@ strictly by index, and whatever does not arrive is fetched from the request log.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -81,30 +82,38 @@ class RelayReader:
         pool: Any = self._redis.connection_pool
         connection = await pool.get_connection()
         try:
+            entries: list[Any] = []
             while True:
+                # Asked for before what came is gone through: what comes meanwhile is here when that is done.
+                position = entries[-1][0] if entries else self._position
                 await connection.send_command(
-                    "XREAD", "COUNT", _READ_COUNT, "BLOCK", _BLOCK_MS, "STREAMS", self._key, self._position
+                    "XREAD", "COUNT", _READ_COUNT, "BLOCK", _BLOCK_MS, "STREAMS", self._key, position
                 )
-                for _, entries in await connection.read_response() or ():
-                    for entry_id, (_, data, *_) in entries:
-                        self._position = entry_id
-                        self._dispatch(data)
+                self._dispatch([data for _, (_, data, *_) in entries])
+                self._position = position
+                entries = [entry for _, entries in await connection.read_response() or () for entry in entries]
         finally:
             await pool.release(connection)
 
-    def _dispatch(self, data: bytes) -> None:
-        try:
-            relayed = decode(data, RelayedEvents).events
-        except WireError as error:  # whoever misses something finds out
-            log.error("relay_undecodable", error=str(error))
-            return
+    def _dispatch(self, entries: Sequence[bytes]) -> None:
+        """Deliver what came together; together it goes on, so that who is late with many steps catches up."""
         subscriptions_of = self._subscriptions.get
         now_s = time.monotonic()
-        for each in relayed:
-            for subscription in subscriptions_of(each.member, ()):
-                subscription.deliver(each.index, each.event, now_s)
-                if subscription.is_behind:
-                    self._gap.set()
+        reached: dict[Subscription, None] = {}
+        for entry in entries:
+            try:
+                relayed = decode(entry, RelayedEvents).events
+            except WireError as error:  # whoever misses something finds out
+                log.error("relay_undecodable", error=str(error))
+                continue
+            for each in relayed:
+                for subscription in subscriptions_of(each.member, ()):
+                    subscription.accept(each.index, each.event, now_s)
+                    reached[subscription] = None
+        for subscription in reached:
+            subscription.wake()
+            if subscription.is_behind:
+                self._gap.set()
 
     async def _recheck(self) -> None:
         """The safe path: gaps at once, quiet streams every `recheck_s`."""

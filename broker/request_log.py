@@ -125,7 +125,7 @@ class RequestLog:
         )
 
     async def append(self, items: Sequence[Append]) -> list[bool]:
-        """Publish a step's events in one round trip, or in two at once; each is accepted or refused alone.
+        """Publish a step's events, a large step's in a few round trips; each is accepted or refused alone.
 
         True: the event stands in the stream, be it from an earlier try of this very call. False: the choice is
         finished, unknown or another's; drop the sequence, and its queue entry only through `ack_if_stale`.

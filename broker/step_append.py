@@ -1,6 +1,7 @@
 """The events of one step on their way into their streams, and to the API processes that wait for them.
 
-The hot path of every token: one script call (broker/lua/append.lua), or two at once. Knows neither workers nor HTTP.
+The hot path of every token: one script call (broker/lua/append.lua), or a few for a large step. Knows neither workers
+nor HTTP.
 """
 
 import asyncio
@@ -17,26 +18,44 @@ from messages.token_event import RelayedEvent, RelayedEvents
 from messages.wire import encode
 from settings.broker import StreamSettings
 
-TWO_TRIPS_FROM = 32  # events of one step
+LEAST_PIECE = 32  # events of one step that go alone; a third of a millisecond of Redis' time
+MOST_PIECES = 4  # more cost more than they save
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
+
+
+class _Call(NamedTuple):
+    """What the script is called with."""
+
+    keys: list[Argument]
+    arguments: list[Argument]
 
 
 async def append_step(redis: Redis, keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> list[bool]:
     """Which of the events are accepted; `RequestLog.append` says what that means. Raises redis errors."""
     if not items:
         return []
-    half = len(items) // 2
-    if len(items) < TWO_TRIPS_FROM or _have_a_choice_in_common(items[:half], items[half:]):
-        return await _append(redis, keys, stream, items)
-    # While Redis and the API process work on the first half, the second is encoded: it halves what a token waits
-    # for the other tokens of its step.
-    first, second = await asyncio.gather(
-        _append(redis, keys, stream, items[:half]), _append(redis, keys, stream, items[half:])
-    )
-    return first + second
+    size = max(LEAST_PIECE, -(-len(items) // MOST_PIECES))
+    # One after the other, and each encoded while Redis works on the one before: so the API process writes the first
+    # while the last is still to come, even where all of them share one core.
+    accepted: list[bool] = []
+    call = _call(keys, stream, items[:size])
+    for at in range(size, len(items), size):
+        answers, call = await asyncio.gather(_run(redis, call), _encoded(keys, stream, items[at : at + size]))
+        accepted += answers
+    return accepted + await _run(redis, call)
 
 
-async def _append(redis: Redis, keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> list[bool]:
+async def _run(redis: Redis, call: _Call) -> list[bool]:
+    answers = await load_script("append").run(redis, call.keys, call.arguments)
+    return [answer == 1 for answer in answers]
+
+
+async def _encoded(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
+    """`_call`, as soon as whoever runs beside it has to wait."""
+    return _call(keys, stream, items)
+
+
+def _call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
     item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
     arguments: list[Argument] = [
         stream.keep_s,
@@ -48,7 +67,7 @@ async def _append(redis: Redis, keys: Keys, stream: StreamSettings, items: Seque
     relayed: dict[str, list[RelayedEvent]] = {}
     for item in items:
         event, api_id = item.event, item.api_id
-        place = _place(keys, item.request_id, item.choice)
+        place = _place(keys.name, item.request_id, item.choice)
         item_keys += (place.record, place.tokens)
         arguments += (
             item.choice,
@@ -63,14 +82,7 @@ async def _append(redis: Redis, keys: Keys, stream: StreamSettings, items: Seque
             relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
     for api_id, events in relayed.items():
         arguments += (api_id, len(events), encode(RelayedEvents(events)))
-    answers = await load_script("append").run(redis, item_keys, arguments)
-    return [answer == 1 for answer in answers]
-
-
-def _have_a_choice_in_common(some: Sequence[Append], others: Sequence[Append]) -> bool:
-    """Whether their order matters."""
-    places = {(item.request_id, item.choice) for item in some}
-    return any((item.request_id, item.choice) in places for item in others)
+    return _Call(item_keys, arguments)
 
 
 class _Place(NamedTuple):
@@ -82,5 +94,6 @@ class _Place(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # more than the sequences that a worker runs at a time
-def _place(keys: Keys, request_id: str, choice: int) -> _Place:
+def _place(name: str, request_id: str, choice: int) -> _Place:
+    keys = Keys(name)  # made here, as hashing one costs as much as the rest of the look-up
     return _Place(keys.record(request_id), keys.tokens(request_id, choice), member_of(request_id, choice))

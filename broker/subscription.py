@@ -6,8 +6,15 @@ Knows the event loop and no Redis; `relay.py` feeds it from wherever an event co
 import asyncio
 import math
 import time
+from collections.abc import Callable
 
 from messages.token_event import TokenEvent
+
+# What events may go by instead of waking who waits for them: it gets them all, and says for how many seconds from now
+# on patience lasts, or None where it took none of them.
+Shortcut = Callable[[list[TokenEvent]], float | None]
+
+_TIMER_S = 0.001  # how exact the loop's timers are
 
 
 class Subscription:
@@ -25,14 +32,22 @@ class Subscription:
         self.is_seen = False  # Redis has, or had, a record of it
         self.num_unknown = 0  # checks in a row that found no record
         self.heard_s = time.monotonic()  # when it last got an event or was checked
+        self.came_s = self.heard_s  # when it last got an event
         self._ready: list[TokenEvent] = []  # those before next_index that nobody has taken
         self._early: dict[int, TokenEvent] = {}
         self._waiter: asyncio.Future[None] | None = None
-        self._give_up_at = 0.0  # by the loop's clock; of the waiter
+        self._shortcut: Shortcut | None = None  # of the waiter
+        self._give_up_at = 0.0  # by time.monotonic(); of the waiter
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf  # when it goes off, by time.monotonic()
 
     def deliver(self, index: int, event: TokenEvent, now_s: float) -> None:
         """Take an event from whichever source; pass on what is next in order."""
+        self.accept(index, event, now_s)
+        self.wake()
+
+    def accept(self, index: int, event: TokenEvent, now_s: float) -> None:
+        """The first half of `deliver`. Who has more for it accepts all of them, so that they go on together."""
         if self.is_ended or index < self.next_index:
             return
         self.is_seen = True
@@ -43,26 +58,38 @@ class Subscription:
         self._pass_on(event)
         while self._early and not self.is_ended and (early := self._early.pop(self.next_index, None)) is not None:
             self._pass_on(early)
-        self.heard_s = now_s
+        self.heard_s = self.came_s = now_s
         self.is_behind = bool(self._early) and not self.is_ended
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+
+    def wake(self) -> None:
+        """The second half: whoever waits gets what was accepted, by its shortcut or by waking."""
+        waiter = self._waiter
+        if not self._ready or waiter is None or waiter.done():
+            return
+        if self._shortcut is not None:
+            try:
+                patience_s = self._shortcut(self._ready)
+            except Exception as error:  # noqa: BLE001 - the waiter's own, and no matter of who delivers to others too
+                waiter.set_exception(error)
+                return
+            if patience_s is not None:
+                self._ready = []
+                self._be_patient(self.came_s + patience_s)
+                return
+        waiter.set_result(None)
 
     def end(self, event: TokenEvent) -> None:
         """Deliver a terminal event at the next index, whatever else was to come."""
         self._early.clear()
         self.deliver(self.next_index, event, time.monotonic())
 
-    async def take(self, patience_s: float | None = None) -> list[TokenEvent]:
-        """Everything that has come since the last call, at least one event. Raises TimeoutError when nothing comes for
-        `patience_s` (None: waits for ever)."""
+    async def take(self, patience_s: float | None = None, shortcut: Shortcut | None = None) -> list[TokenEvent]:
+        """Everything that has come since the last call, at least one event. What `shortcut` takes while this waits does
+        not end the waiting. Raises TimeoutError when nothing comes for `patience_s` (None: waits for ever), and what
+        `shortcut` raises."""
         if not self._ready:
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            self._give_up_at = math.inf if patience_s is None else loop.time() + patience_s
-            # Not a timer per event: one that goes off too early is set anew.
-            if self._timer is None or self._timer.when() > self._give_up_at:
-                self._set_timer(loop)
+            self._waiter, self._shortcut = asyncio.get_running_loop().create_future(), shortcut
+            self._be_patient(math.inf if patience_s is None else time.monotonic() + patience_s)
             await self._waiter
         ready, self._ready = self._ready, []
         return ready
@@ -77,24 +104,31 @@ class Subscription:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._timer_at = math.inf
 
     def _pass_on(self, event: TokenEvent) -> None:
         self._ready.append(event)
         self.next_index += 1
         self.is_ended = event.finish_reason is not None
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._give_up_at < math.inf:
-            self._timer = loop.call_at(self._give_up_at, self._on_timer, loop)
+    def _be_patient(self, until_s: float) -> None:
+        # Not a timer per event: one that goes off too early is set anew.
+        self._give_up_at = until_s
+        if until_s < self._timer_at:
+            self._set_timer()
 
-    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
+    def _set_timer(self) -> None:
+        self.close()
+        if self._give_up_at < math.inf:
+            self._timer_at = self._give_up_at
+            delay_s = self._timer_at - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.close()
         if self._waiter is None or self._waiter.done():
             return  # whoever waits next sets it anew
-        if loop.time() < self._give_up_at:
-            self._set_timer(loop)
+        if time.monotonic() + _TIMER_S < self._give_up_at:
+            self._set_timer()
         else:
             self._waiter.set_exception(TimeoutError())

@@ -17,14 +17,15 @@ class FinishReason(StrEnum):
 TokenLogprob = tuple[int, float]  # token id, the log of its probability
 
 
-class PromptLogprob(msgspec.Struct, frozen=True, array_like=True):
+class PromptLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the model made of one prompt token, given those before it."""
 
     logprob: float
     top: tuple[TokenLogprob, ...] = ()  # the likeliest ids in its place, the likeliest first
 
 
-class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+# The collector looks through none of these: there are thousands a second, and no cycle can be made of them.
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One entry of a token stream. Its index is its place in the stream. The terminal event has `finish_reason`."""
 
     token_id: int | None = None  # None: a terminal event without a token
@@ -38,7 +39,7 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0  # event 0 only: prompt tokens whose KV was there already
 
 
-class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
+class RelayedEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An event on its way to an API process that waits for it."""
 
     member: str  # the choice, as broker/choice.py names it

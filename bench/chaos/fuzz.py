@@ -132,8 +132,8 @@ class Readers:
 
     def _read_relayed(self, data: bytes) -> None:
         subscription, other = self.relay.open("r", 0), self.relay.open("fuzz-other", 0)
-        self.relay._dispatch(data)
-        self.relay._dispatch(encode(RelayedEvents([RelayedEvent("fuzz-other:0", 0, TokenEvent(1))])))
+        self.relay._dispatch([data])
+        self.relay._dispatch([encode(RelayedEvents([RelayedEvent("fuzz-other:0", 0, TokenEvent(1))]))])
         assert other.num_ready == 1, "an event was lost behind a broken entry"
         self.relay.close(subscription)
         self.relay.close(other)

@@ -12,7 +12,7 @@ import pytest
 from broker.client import Broker
 from broker.relay import RelayReader
 from broker.subscription import Subscription
-from messages.token_event import FinishReason, TokenEvent
+from messages.token_event import FinishReason, RelayedEvent, RelayedEvents, TokenEvent
 from messages.wire import encode
 from settings.broker import RedisSettings, StreamSettings
 from tests.broker.samples import (
@@ -245,3 +245,34 @@ def test_what_cannot_be_read_ends_its_own_subscription_and_no_other(open_test_br
             assert taken.request.request_id == "broken"
 
     asyncio.run(main())
+
+
+def test_steps_that_come_together_go_on_together(open_test_broker: OpenTestBroker) -> None:
+    """One who is late with many steps writes once for each stream, not once for each token."""
+
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            reader = RelayReader(broker, API_ID)
+            subscription = reader.open("request", 0)
+            taken: list[list[TokenEvent]] = []
+            came = asyncio.Event()
+
+            def shortcut(events: list[TokenEvent]) -> float:
+                taken.append(events)
+                came.set()
+                return 1000.0
+
+            taking = asyncio.create_task(subscription.take(1000.0, shortcut))
+            for index in range(3):
+                entry = encode(RelayedEvents([RelayedEvent("request:0", index, TokenEvent(index))]))
+                await broker.redis.xadd(broker.keys.relay(API_ID), {"events": entry})
+            reading = asyncio.create_task(reader.run())
+            await asyncio.wait_for(came.wait(), 10)
+            assert [event.token_id for event in taken[0]] == [0, 1, 2]
+            assert not taking.done()
+            for task in (reading, taking):
+                task.cancel()
+            await asyncio.wait((reading, taking))
+            reader.close(subscription)
+
+    asyncio.run(asyncio.wait_for(main(), 20))

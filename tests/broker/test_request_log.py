@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from broker.choice import Append, SequenceLoad
-from broker.step_append import TWO_TRIPS_FROM
+from broker.step_append import LEAST_PIECE, MOST_PIECES
 from errors import InvalidRequest, QueueFull
 from messages.job import Phase, PrefillJob
 from messages.token_event import FinishReason, TokenEvent
@@ -141,7 +141,7 @@ def test_append_judges_each_item_alone_and_relays_the_accepted_in_one_entry(open
     asyncio.run(main())
 
 
-def test_append_takes_one_round_trip_whatever_its_size(open_test_broker: OpenTestBroker) -> None:
+def test_append_takes_a_few_round_trips_whatever_its_size(open_test_broker: OpenTestBroker) -> None:
     async def main() -> None:
         async with open_test_broker() as broker:
             _, taken = await begin(broker)
@@ -154,22 +154,22 @@ def test_append_takes_one_round_trip_whatever_its_size(open_test_broker: OpenTes
             before = await num_commands()
             items = [make_append(taken, index) for index in range(1, 5001)]
             assert all(await broker.requests.append(items))
-            assert await num_commands() == before + 1
+            assert await num_commands() == before + MOST_PIECES
             assert len(await broker.request_reader.read("request", 0)) == 5001
             assert sum(map(len, await relayed(broker))) == 5001
 
     asyncio.run(main())
 
 
-def test_a_large_step_takes_two_round_trips_at_once_and_its_answers_keep_their_order(
+def test_a_large_step_goes_in_pieces_and_its_answers_keep_their_order(
     open_test_broker: OpenTestBroker,
 ) -> None:
     async def main() -> None:
         async with open_test_broker() as broker:
-            taken = [(await begin(broker, f"r{number}"))[1] for number in range(TWO_TRIPS_FROM + 1)]
+            taken = [(await begin(broker, f"r{number}"))[1] for number in range(LEAST_PIECE + 1)]
             await broker.requests.append([make_append(taken[0], 0)])  # the script is known from here on
             items = [make_append(each, 1 if number == 0 else 0) for number, each in enumerate(taken)]
-            refused = {3, TWO_TRIPS_FROM}
+            refused = {3, LEAST_PIECE}
             for number in refused:
                 items[number] = make_append(taken[number], 5)
             before = await broker.redis.info("commandstats")

@@ -1,6 +1,7 @@
 """One reader's events: in order, each once, and a patience that costs no timer per event."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 from unittest.mock import patch
@@ -106,6 +107,71 @@ def test_a_timer_is_set_once_for_many_events() -> None:
             await asyncio.sleep(0)
             assert not waiting.done()
             waiting.cancel()
+        subscription.close()
+
+    run(main())
+
+
+def test_a_shortcut_takes_what_comes_and_who_waits_sleeps_on() -> None:
+    async def main() -> None:
+        subscription = Subscription("request", 0, after=-1)
+        taken: list[list[TokenEvent]] = []
+
+        def shortcut(events: list[TokenEvent]) -> float | None:
+            if len(taken) == 2:
+                return None
+            taken.append(events)
+            return 1000.0
+
+        deliver(subscription, 0)
+        assert ids(await subscription.take(1, shortcut)) == [0], "what was there already is no matter of the shortcut"
+        taking = asyncio.create_task(subscription.take(1, shortcut))
+        await asyncio.sleep(0)
+        for index in (1, 2):  # accepted together, hence taken together
+            subscription.accept(index, TokenEvent(index), 0.0)
+        subscription.wake()
+        subscription.wake()  # there is nothing more
+        deliver(subscription, 4, 3)
+        assert [ids(events) for events in taken] == [[1, 2], [3, 4]]
+        await asyncio.sleep(0)
+        assert not taking.done()
+        deliver(subscription, 5, 6)
+        assert ids(await taking) == [5, 6]
+        deliver(subscription, 7)
+        assert ids(await subscription.take(1)) == [7]
+        subscription.close()
+
+    run(main())
+
+
+def test_patience_begins_anew_with_what_a_shortcut_takes() -> None:
+    async def main() -> None:
+        subscription = Subscription("request", 0, after=-1)
+        for index, (first_s, then_s) in enumerate(((0.03, 0.1), (1000.0, 0.1))):  # a longer one, and a shorter one
+            taking = asyncio.create_task(subscription.take(first_s, lambda events, s=then_s: s))  # type: ignore[misc]
+            await asyncio.sleep(0)
+            came_s = time.monotonic()
+            subscription.deliver(index, TokenEvent(index), came_s)
+            with pytest.raises(TimeoutError):
+                await taking
+            assert time.monotonic() - came_s >= 0.098
+        subscription.close()
+
+    run(main())
+
+
+def test_what_a_shortcut_raises_is_raised_to_who_waits() -> None:
+    async def main() -> None:
+        subscription = Subscription("request", 0, after=-1)
+
+        def shortcut(events: list[TokenEvent]) -> float | None:
+            raise ValueError("broken")
+
+        taking = asyncio.create_task(subscription.take(1, shortcut))
+        await asyncio.sleep(0)
+        deliver(subscription, 0)
+        with pytest.raises(ValueError, match="broken"):
+            await taking
         subscription.close()
 
     run(main())
