@@ -19,9 +19,14 @@ class Job:
     """Work on a thread. It begins and goes on when the simulation says so, unless it waits for Redis."""
 
     def __init__(
-        self, process: "Process", name: str, work: Callable[[], Any], on_done: Callable[["Job"], None]
+        self,
+        process: "Process",
+        number: int,
+        name: str,
+        work: Callable[[], Any],
+        on_done: Callable[["Job"], None],
     ) -> None:
-        self.process, self.name, self.on_done = process, name, on_done
+        self.process, self.number, self.name, self.on_done = process, number, name, on_done
         self.fiber = Fiber(work)
 
     def __str__(self) -> str:
@@ -35,7 +40,7 @@ class Process:
         self.name = name
         self.redis = redis
         self.loop = SimulatedLoop(redis.clock, self._on_job)  # type: ignore[abstract]
-        self.jobs: list[Job] = []  # that can go on
+        self.jobs: list[Job] = []  # that can go on, once those before them on their thread have ended
         self.waiting_jobs: list[Job] = []  # for an answer of Redis
         self.sleeping_jobs: list[Job] = []
         self.links: list[Link] = []
@@ -85,7 +90,16 @@ class Process:
 
     def start_thread(self, name: str, work: Callable[[], Any], on_done: Callable[[Job], None]) -> None:
         """Work on a thread of that name."""
-        self.jobs.append(Job(self, name, work, on_done))
+        self.jobs.append(Job(self, next(self._numbers), name, work, on_done))
+
+    @property
+    def ready_jobs(self) -> list[Job]:
+        """Of every thread the one that can go on."""
+        oldest: dict[str, Job] = {}
+        for job in (*self.jobs, *self.waiting_jobs, *self.sleeping_jobs):
+            if job.name not in oldest or job.number < oldest[job.name].number:
+                oldest[job.name] = job
+        return [job for job in self.jobs if oldest[job.name] is job]
 
     def go_on(self, job: Job) -> None:
         """The thread runs until it pauses or ends."""
