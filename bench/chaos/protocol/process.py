@@ -19,14 +19,9 @@ class Job:
     """Work on a thread. It begins and goes on when the simulation says so, unless it waits for Redis."""
 
     def __init__(
-        self,
-        process: "Process",
-        number: int,
-        name: str,
-        work: Callable[[], Any],
-        on_done: Callable[["Job"], None],
+        self, process: "Process", name: str, work: Callable[[], Any], on_done: Callable[["Job"], None]
     ) -> None:
-        self.process, self.number, self.name, self.on_done = process, number, name, on_done
+        self.process, self.name, self.on_done = process, name, on_done
         self.fiber = Fiber(work)
 
     def __str__(self) -> str:
@@ -40,9 +35,10 @@ class Process:
         self.name = name
         self.redis = redis
         self.loop = SimulatedLoop(redis.clock, self._on_job)  # type: ignore[abstract]
-        self.jobs: list[Job] = []  # that can go on, once those before them on their thread have ended
+        self.jobs: list[Job] = []  # that can go on
         self.waiting_jobs: list[Job] = []  # for an answer of Redis
         self.sleeping_jobs: list[Job] = []
+        self.later_jobs: list[Job] = []  # whose threads have something to do before
         self.links: list[Link] = []
         self.renewing: frozenset[tuple[str, bytes]] = frozenset()  # queue entries that it works on, as of its last beat
         self.is_frozen = False
@@ -89,17 +85,9 @@ class Process:
     # -- threads -------------------------------------------------------------------------------------------------
 
     def start_thread(self, name: str, work: Callable[[], Any], on_done: Callable[[Job], None]) -> None:
-        """Work on a thread of that name."""
-        self.jobs.append(Job(self, next(self._numbers), name, work, on_done))
-
-    @property
-    def ready_jobs(self) -> list[Job]:
-        """Of every thread the one that can go on."""
-        oldest: dict[str, Job] = {}
-        for job in (*self.jobs, *self.waiting_jobs, *self.sleeping_jobs):
-            if job.name not in oldest or job.number < oldest[job.name].number:
-                oldest[job.name] = job
-        return [job for job in self.jobs if oldest[job.name] is job]
+        """Work on the thread of that name, after what it was given before."""
+        is_busy = any(job.name == name for job in (*self.jobs, *self.waiting_jobs, *self.sleeping_jobs))
+        (self.later_jobs if is_busy else self.jobs).append(Job(self, name, work, on_done))
 
     def go_on(self, job: Job) -> None:
         """The thread runs until it pauses or ends."""
@@ -118,6 +106,10 @@ class Process:
         else:
             fiber.run_through()
         if fiber.is_done:
+            following = next((later for later in self.later_jobs if later.name == job.name), None)
+            if following is not None:
+                self.later_jobs.remove(following)
+                self.jobs.append(following)
             job.on_done(job)
             self.wake()
         elif fiber.paused_for is None:
@@ -150,7 +142,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL: nothing of it goes on. What it sent may still reach Redis."""
         self.is_dead = True
-        for jobs in (self.jobs, self.waiting_jobs, self.sleeping_jobs):
+        for jobs in (self.jobs, self.waiting_jobs, self.sleeping_jobs, self.later_jobs):
             for job in jobs:
                 job.fiber.kill()
             jobs.clear()

@@ -34,7 +34,7 @@ def deliver(world: World, link: Link, _: int) -> None:
 
 def waiting_threads(world: World) -> Sequence[Job]:
     """Threads that can go on."""
-    return [job for process in world.awake for job in process.ready_jobs]
+    return [job for process in world.awake for job in process.jobs]
 
 
 def go_on(world: World, job: Job, _: int) -> None:
