@@ -21,6 +21,7 @@ class Step:
     """One token for each of a batch."""
 
     batch: tuple[Running, ...]
+    lengths: tuple[int, ...]  # tokens of each sequence as it begins
     outputs: "asyncio.Future[list[Output]]" = field(init=False)  # of none where it was not computed
     following: "Step | None" = None  # which is computed right after it, if `goes_on`
     goes_on: bool = False  # valid when it is computed
@@ -35,14 +36,14 @@ class Steps:
 
     def begin(self, batch: Sequence[Running]) -> Step:
         """Compute a step; nothing is computed now."""
-        step = Step(tuple(batch))
+        step = Step(tuple(batch), tuple(one.sequence.num_tokens for one in batch))
         step.outputs = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, step)
         return step
 
     def follow(self, step: Step) -> None:
         """Put the next step of the same batch behind `step`, which is being computed and whose batch has the blocks for
         it. Unless `step.goes_on` in the end it is not computed, and is to be forgotten."""
-        step.following = Step(step.batch)
+        step.following = Step(step.batch, tuple(length + 1 for length in step.lengths))
         step.following.outputs = asyncio.get_running_loop().run_in_executor(self._thread, self._go_on, step)
 
     def _compute(self, step: Step) -> list[Output]:

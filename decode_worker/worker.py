@@ -8,7 +8,6 @@ It knows the broker and the engine; it must not know HTTP, text, nor how KV come
 
 import asyncio
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL
 
@@ -164,7 +163,7 @@ class DecodeWorker:
         refused = await self.publisher.publish()
         allowed = [one.sequence.sampling.max_new_tokens for one in step.batch]
         self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.departures.used_share.value)
-        if not refused and self.prepare(step.batch):
+        if not refused and self.prepare(step):
             self.steps.follow(step)
         outputs = await step.outputs
         self.begun = step.following if step.goes_on else None
@@ -196,15 +195,19 @@ class DecodeWorker:
         """On the compute thread, as a step ends: whether somebody waits who can only come between two steps."""
         return bool(self.batch.joining or self.batch.prefilling) or self.courtesy.wants_rest()
 
-    def prepare(self, batch: Sequence[Running]) -> bool:
-        """While they compute a step: whether all of them can make the next one, with blocks for it. Then it waits for
-        nothing but this one's tokens."""
-        if self.stopping.is_set() or self.departures.leaving() or any(one.is_suspect for one in batch):
+    def prepare(self, step: Step) -> bool:
+        """While a step is computed: whether all of its batch can make the next one, with blocks for it. Then that one
+        waits for nothing but this one's tokens."""
+        if self.stopping.is_set() or self.departures.leaving() or any(one.is_suspect for one in step.batch):
             return False
-        needs = [-(-(one.sequence.num_tokens + 1) // self.block_size) - len(one.sequence.block_table) for one in batch]
+        # Not by `num_tokens`: the step may have ended meanwhile, and a block too many is counted as another's.
+        needs = [
+            -(-(length + 1) // self.block_size) - len(one.sequence.block_table)
+            for one, length in zip(step.batch, step.lengths, strict=True)
+        ]
         if sum(needs) > self.space.num_free:
             return False
-        for one, missing in zip(batch, needs, strict=True):
+        for one, missing in zip(step.batch, needs, strict=True):
             if missing:
                 one.sequence.block_table += self.space.allocate(missing)
         return True
