@@ -1,7 +1,8 @@
 """The decode worker: everybody in the batch decodes one token a step, which is published, until all have ended.
 
 `scheduler.py` decides, this file does. Two loops share the event loop: `admission.py` takes jobs and pulls their KV,
-`run` steps. The tokens of a step are published (`publisher.py`) while the next one is computed, of one step at a time.
+`run` steps. The tokens of a step are published (`publisher.py`) while the next one is computed, of one step at a time;
+where nobody comes, goes or ends, that one has begun by itself (`steps.py`).
 It knows the broker and the engine; it must not know HTTP, text, nor how KV comes here.
 """
 
@@ -22,12 +23,12 @@ from decode_worker.courtesy import Courtesy
 from decode_worker.departures import Departures
 from decode_worker.drain import Drain
 from decode_worker.local_prefill import LocalPrefill
-from decode_worker.output import take_over
 from decode_worker.publisher import Publisher
 from decode_worker.running import Running
 from decode_worker.scheduler import Demand, StepPlan, expected_stay_s, plan_step
 from decode_worker.shard_receiver import ShardReceiver
 from decode_worker.step_turns import StepTurns
+from decode_worker.steps import Step, Steps
 from engine.block_space import BlockSpace
 from engine.kv_pool import KVPool
 from engine.model_runner import ModelRunner
@@ -74,12 +75,13 @@ class DecodeWorker:
         self.intake = Intake(
             broker, broker.decode_queue, heartbeat, board.worker_id, Phase.DECODING, settings.queue, self.meters
         )
-        self.prepared: list[Running] | None = None  # who makes the next step, if nobody joins
+        self.begun: Step | None = None  # the next step, which the thread went on to by itself
         self.pace = Rolling(STEP_WINDOW)  # seconds per step
         self.last_step_s = 0.0
         self.courtesy = Courtesy(settings.decode, library)
         self.stopping = asyncio.Event()
         self.compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.steps = Steps(runner, self.compute_thread, self.is_loop_needed)
         seal = seal or Seal()
         self.batch = Batch(space)
         self.departures = Departures(self.intake, self.batch, self.meters, self.block_size)
@@ -118,20 +120,11 @@ class DecodeWorker:
             prefilling = tasks.create_task(self.local.run(self.stopping))
             following = tasks.create_task(self.follow_cancels())
             # The taking-in ends by itself: a read or a pull that is cut off leaves a job to the end of its lease.
-            while not taking_in.done():
-                if not self.batch.num_here:
-                    await self.publisher.publish()  # of those who have just ended
-                if not self.batch.num_here:
-                    self.turns.rest()
-                    self.show()  # what the last step freed
-                    await wait(self.batch.work_came)
-                if self.running and self.courtesy.wants_rest():
-                    self.prepared = None  # somebody may leave meanwhile
-                    await self.settle()
-                    await self.courtesy.rest(self.last_step_s, len(self.running))
+            while self.begun or not taking_in.done():
+                if not self.begun:
+                    await self.make_way()
                 await self.step()
-                if self.batch.prefilling:
-                    self.prepared = None  # somebody may leave meanwhile
+                if self.batch.prefilling and not self.begun:
                     self.show()
                     await self.settle()
                     await self.local.step()
@@ -145,25 +138,36 @@ class DecodeWorker:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
+    async def make_way(self) -> None:
+        """Before a step: wait until there is anybody, and leave the cores to those who want them first."""
+        if not self.batch.num_here:
+            await self.publisher.publish()  # of those who have just ended
+        if not self.batch.num_here:
+            self.turns.rest()
+            self.show()  # what the last step freed
+            await wait(self.batch.work_came)
+        if self.running and self.courtesy.wants_rest():
+            await self.settle()
+            await self.courtesy.rest(self.last_step_s, len(self.running))
+
     async def step(self) -> None:
         """Everybody who fits decodes one token, while those of the step before are published. Who has got its last one
         leaves."""
         began = time.perf_counter()
-        batch = self.prepared if self.prepared is not None and not self.batch.joining else await self.next_batch()
-        if not batch:
+        step = self.begun or await self.begin()
+        if step is None:
             await self.settle()
             return
-        sequences = [one.sequence for one in batch]
         self.turns.begin_step()
-        computing = asyncio.get_running_loop().run_in_executor(self.compute_thread, self.runner.decode, sequences)
         self.show()
         refused = await self.publisher.publish()
-        allowed = [one.sequence.sampling.max_new_tokens for one in batch]
+        allowed = [one.sequence.sampling.max_new_tokens for one in step.batch]
         self.board.sequence_s = expected_stay_s(self.pace.value, allowed, self.departures.used_share.value)
-        can_go_on = not refused and self.prepare()
-        sampled = await computing
+        if not refused and self.prepare(step):
+            self.steps.follow(step)
+        outputs = await step.outputs
+        self.begun = step.following if step.goes_on else None
         self.departures.retire(refused)  # not sooner: the step wrote into their blocks
-        outputs = take_over(batch, sampled, self.runner.eos_token_ids)
         self.publisher.unpublished = [output for output in outputs if output.one not in refused]
         for output in self.publisher.unpublished:
             if output.is_last and not output.append.event.error:  # its conversation may go on
@@ -172,35 +176,44 @@ class DecodeWorker:
                     sequence.token_ids[: sequence.num_computed_tokens], sequence.block_table, sequence.images
                 )
         self.departures.retire(output.one for output in self.publisher.unpublished if output.is_last)
-        self.prepared = self.running if can_go_on else None
         self.last_step_s = time.perf_counter() - began
         self.pace.note(self.last_step_s, 1)
         self.meters.decode_step.observe(self.last_step_s)
-        self.meters.batch.observe(len(batch))
+        self.meters.batch.observe(len(step.batch))
 
     def show(self) -> None:
         """Where the loop is, for the heartbeat. While a pull is stuck it shows nothing, as if the loop were."""
         if not self.admission.is_pull_stuck:
             self.board.tick(free_blocks=self.space.num_free, num_running=len(self.running))
 
-    def prepare(self) -> bool:
-        """While a step computes: whether all of its batch that goes on can make the next one, with blocks for it. Then
-        that one has not to wait for anything but this one's tokens."""
-        if self.departures.leaving() or any(one.is_suspect for one in self.running):
+    async def begin(self) -> Step | None:
+        """A step of whoever decodes now, if anybody does."""
+        batch = await self.next_batch()
+        return self.steps.begin(batch) if batch else None
+
+    def is_loop_needed(self) -> bool:
+        """On the compute thread, as a step ends: whether somebody waits who can only come between two steps."""
+        return bool(self.batch.joining or self.batch.prefilling) or self.courtesy.wants_rest()
+
+    def prepare(self, step: Step) -> bool:
+        """While a step is computed: whether all of its batch can make the next one, with blocks for it. Then that one
+        waits for nothing but this one's tokens."""
+        if self.stopping.is_set() or self.departures.leaving() or any(one.is_suspect for one in step.batch):
             return False
+        # Not by `num_tokens`: the step may have ended meanwhile, and a block too many is counted as another's.
         needs = [
-            -(-(one.sequence.num_tokens + 1) // self.block_size) - len(one.sequence.block_table) for one in self.running
+            -(-(length + 1) // self.block_size) - len(one.sequence.block_table)
+            for one, length in zip(step.batch, step.lengths, strict=True)
         ]
         if sum(needs) > self.space.num_free:
             return False
-        for one, missing in zip(self.running, needs, strict=True):
+        for one, missing in zip(step.batch, needs, strict=True):
             if missing:
                 one.sequence.block_table += self.space.allocate(missing)
         return True
 
     async def next_batch(self) -> list[Running]:
         """Who decodes now, with blocks for it; who cannot, or must not, leaves."""
-        self.prepared = None  # else who leaves now could be in the step after this one
         self.batch.take_joined()
         leaving, plan = self.departures.leaving(), self.plan()
         if leaving or plan.preempt or any(one.is_suspect for one in self.running):

@@ -55,6 +55,8 @@ int64_t threads_now() {
     return std::max<int64_t>(1, threads / computing + (before_us < threads % computing));
 }
 
+int64_t threads_at_most() { return num_threads.load(std::memory_order_relaxed); }
+
 void show_computing() {
     if (ledger) ledger[own_slot].computed_ns.store(now_ns(), std::memory_order_relaxed);
 }

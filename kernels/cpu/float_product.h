@@ -44,6 +44,7 @@ template <class Lanes, int TILE_ROWS, int MANY_PANELS>
 struct FloatProduct {
     static constexpr int MAX_ROWS = TILE_ROWS;
     static constexpr int64_t STEP_INPUTS = 2, INPUT_BYTES = 4, FEW_TILES = 4;
+    static constexpr bool SHARES_AHEAD = false;
     // Four chains of multiply-adds are slower than memory.
     static constexpr int panels_at_once(int rows, bool is_many) { return is_many ? MANY_PANELS : rows <= 2 ? 2 : 1; }
 
@@ -55,7 +56,7 @@ struct FloatProduct {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t) const {
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, Ahead) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* at = panels + panel * size + first_pair * 2 * PANEL;
         RowPointers<ROWS> from(x + row * x_stride + 2 * first_pair, x_stride * int64_t(sizeof *x));

@@ -19,6 +19,7 @@ template <class Lanes, class Dots, Kind KIND, int TILE_ROWS>
 struct IntegerProduct {
     static constexpr int MAX_ROWS = TILE_ROWS;
     static constexpr int64_t STEP_INPUTS = GROUP, INPUT_BYTES = 1, FEW_TILES = 4;
+    static constexpr bool SHARES_AHEAD = false;
     static constexpr int panels_at_once(int, bool) { return 1; }
 
     static constexpr int VECTORS = KIND == INT8 ? 8 : 4;  // of 64 bytes in a group
@@ -32,7 +33,7 @@ struct IntegerProduct {
     int64_t c_stride;
 
     template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_group, int64_t last_group, int64_t ahead) const {
+    void tile(int64_t row, int64_t panel, int64_t first_group, int64_t last_group, Ahead ahead) const {
         using Bits = typename Lanes::Bits;
         const uint8_t* weight = panels + panel * panel_bytes;
         float* to = c + row * c_stride + panel * PANEL;
@@ -56,7 +57,7 @@ struct IntegerProduct {
             if (ROWS > 3)
 #pragma GCC unroll 16
                 for (int64_t byte = 0; byte < GROUP_BYTES; byte += 64)
-                    _mm_prefetch(reinterpret_cast<const char*>(at + ahead * GROUP_BYTES + byte), _MM_HINT_T0);
+                    _mm_prefetch(reinterpret_cast<const char*>(at + ahead.steps * GROUP_BYTES + byte), _MM_HINT_T0);
 #pragma GCC unroll 8
             for (int j = 0; j < VECTORS; j++) {
                 Bits bytes[PANELS];

@@ -41,23 +41,45 @@ constexpr int64_t ONE_TILE_BYTES = 10 << 10;
 // weights (16 rows of 576 inputs: 202 GFLOP/s without, 230 with), of many rows the weights alone, in the second.
 constexpr int64_t FEW_ROWS_INPUTS = 256, MANY_ROWS_INPUTS = 2048;
 
-// Of P: MAX_ROWS, STEP_INPUTS, INPUT_BYTES, FEW_TILES (up to which rows are few), panels_at_once(rows, is_many), and
-// tile<ROWS, PANELS>(row, panel, first step, last step, ahead), which goes on from c when the first step is not 0, and
-// fetches the weights so many steps ahead: computing takes about as long as reading here, and would wait for it. Of many
-// rows the last ones fetch the next panels, whose first rows would else compute at the speed of memory (all linears of
-// SmolLM2 in BF16 on a core of Zen 4: 16 rows 24.6 ms without and 22.0 with, 12 rows 20.9 and 17.6, 64 rows 84.8 and 80.1).
-template <class P, int ROWS, bool IS_MANY>
-void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step,
-                  int64_t ahead) {
+// What a tile fetches for later: at every step the weights `steps` steps on, or nothing when that is 0.
+struct Ahead {
+    int64_t steps;
+
+    bool is_due() const { return steps; }
+};
+
+// The same at its `left`th step and every `every`th after it, when others fetch what is between.
+struct SharedAhead {
+    int64_t steps, every, left;
+
+    bool is_due() {
+        if (--left) return false;
+        left = every;
+        return true;
+    }
+};
+
+// Of P: MAX_ROWS, STEP_INPUTS, INPUT_BYTES, FEW_TILES (up to which rows are few), panels_at_once(rows, is_many),
+// SHARES_AHEAD, and tile<ROWS, PANELS>(row, panel, first step, last step, ahead), which goes on from c when the first step
+// is not 0, and fetches what `ahead` says: computing takes about as long as reading here, and would wait for it. Of many
+// rows the last ones fetch the next panels, whose first rows would else compute at the speed of memory, or all of them do
+// their share, so that memory is read all the time. All linears of SmolLM2 in BF16 on Zen 4, in ms:
+//                      nothing ahead   by the last rows   by all rows
+//     16 rows, a core           24.6               21.9          21.1
+//     12 rows, a core           20.9               17.5          16.0
+//     16 rows, two cores                           13.9          12.9
+//     12 rows, two cores                           11.3          10.4
+template <class P, int ROWS, bool IS_MANY, class A>
+void row_of_tiles(const P& product, int64_t row, int64_t panel, int64_t end_panel, int64_t step, int64_t end_step, A ahead) {
     constexpr int AT_ONCE = P::panels_at_once(ROWS, IS_MANY);
     for (; panel + AT_ONCE <= end_panel; panel += AT_ONCE)
         product.template tile<ROWS, AT_ONCE>(row, panel, step, end_step, ahead);
     for (; panel < end_panel; panel++) product.template tile<ROWS, 1>(row, panel, step, end_step, ahead);
 }
 
-template <class P, bool IS_MANY, int ROWS = P::MAX_ROWS>
+template <class P, bool IS_MANY, int ROWS = P::MAX_ROWS, class A>
 void rows_of_tiles(const P& product, int64_t rows, int64_t row, int64_t panel, int64_t end_panel, int64_t step,
-                   int64_t end_step, int64_t ahead) {
+                   int64_t end_step, A ahead) {
     if (rows == ROWS) return row_of_tiles<P, ROWS, IS_MANY>(product, row, panel, end_panel, step, end_step, ahead);
     if constexpr (ROWS > 1)
         rows_of_tiles<P, IS_MANY, ROWS - 1>(product, rows, row, panel, end_panel, step, end_step, ahead);
@@ -72,8 +94,16 @@ void blocks(const P& product, int64_t rows, int64_t tiles, int64_t panels, int64
         for (int64_t step = 0; step < steps; step += STEPS)
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t row = rows * t / tiles, height = rows * (t + 1) / tiles - row;
-                rows_of_tiles<P, IS_MANY>(product, height, row, panel, std::min(panels, panel + AT_ONCE), step,
-                                          std::min(steps, step + STEPS), t + 1 < tiles ? 0 : IS_MANY ? AT_ONCE * steps : STEPS);
+                const int64_t end_panel = std::min(panels, panel + AT_ONCE), end_step = std::min(steps, step + STEPS);
+                const int64_t ahead = IS_MANY ? AT_ONCE * steps : STEPS;
+                if constexpr (IS_MANY && P::SHARES_AHEAD)
+                    if (tiles > 1) {
+                        rows_of_tiles<P, true>(product, height, row, panel, end_panel, step, end_step,
+                                               SharedAhead{ahead, tiles, t + 1});
+                        continue;
+                    }
+                rows_of_tiles<P, IS_MANY>(product, height, row, panel, end_panel, step, end_step,
+                                          Ahead{t + 1 < tiles ? 0 : ahead});
             }
 }
 
@@ -81,7 +111,7 @@ template <class P>
 void multiply(const P& product, int64_t rows, int64_t panels, int64_t steps) {
     const int64_t tiles = (rows + P::MAX_ROWS - 1) / P::MAX_ROWS;
     if (tiles == 1 && rows * steps * P::STEP_INPUTS * P::INPUT_BYTES <= ONE_TILE_BYTES)
-        return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, 0);
+        return rows_of_tiles<P, false>(product, rows, 0, 0, panels, 0, steps, Ahead{0});
     if (tiles <= P::FEW_TILES) return blocks<P, false>(product, rows, tiles, panels, steps);
     blocks<P, true>(product, rows, tiles, panels, steps);
 }

@@ -28,10 +28,11 @@ bool Team::begin() {
 void Team::open() {
     const int64_t used = last_section_.load(std::memory_order_relaxed);
     for (int64_t i = 0; i < used; i++) {
-        sections_[i].next.store(0, std::memory_order_relaxed);
+        for (auto& next : sections_[i].next) next.store(0, std::memory_order_relaxed);
         sections_[i].done.store(0, std::memory_order_relaxed);
     }
     last_section_.store(0, std::memory_order_relaxed);
+    lanes_ = std::min(threads_at_most(), MAX_LANES);
     show_computing();
     wanted_.store(1, std::memory_order_relaxed);
     is_open_.store(true);

@@ -1,7 +1,10 @@
 // The threads that compute, and how work is dealt out among them.
 //
 // `run(body)` has the caller and its helpers all go through `body`, which is a row of sections: `crew.each(n, task)`
-// does task(0) ... task(n - 1), each once, by whoever is free. A section is over when its tasks are done, not when
+// does task(0) ... task(n - 1), each once, by whoever is free. They are dealt from as many lanes as there may be threads: a
+// thread begins with its own and goes on with what is left of the others'. So tasks that follow each other go to one
+// thread, and what a task fetches ahead is there for the next (16 rows through all linears of SmolLM2 on two cores of
+// Zen 4: 14.4 ms when every task went to whoever came first, 12.8 so). A section is over when its tasks are done, not when
 // everybody has come: who was late, or put off its core by another process, finds the section over and goes on to the
 // next. So one thread that is not running holds up nobody, which OpenMP's barriers do (two workers' pools on the same
 // two cores took 20 times as long). Threads come and go between sections as `threads_now` says.
@@ -22,9 +25,11 @@ namespace pdq {
 constexpr int64_t MAX_SECTIONS = 1 << 14;
 constexpr int64_t WORTH_A_WAKE = 1 << 20;
 
+constexpr int64_t MAX_LANES = 8;
+
 struct alignas(64) Section {
-    std::atomic<int64_t> next{0};  // task to be taken
-    std::atomic<int64_t> done{0};  // tasks
+    std::atomic<int32_t> next[MAX_LANES]{};  // task to be taken of each lane
+    std::atomic<int64_t> done{0};            // tasks
 };
 
 class Team;
@@ -83,6 +88,7 @@ class Team {
     std::atomic<int64_t> wanted_{1};     // threads, the caller included
     std::atomic<uint32_t> calls_{0};     // helpers sleep on it
     int64_t started_ = 0;                // helpers
+    int64_t lanes_ = 1;                  // of every section of this run
     std::atomic<int64_t> last_section_{0};
     const void* what_ = nullptr;
     void (*go_)(const void*, Crew&) = nullptr;
@@ -104,12 +110,15 @@ void Crew::each(int64_t tasks, const Task& task) {
         return;
     }
     int64_t mine = 0;
-    while (section.next.load(std::memory_order_relaxed) < tasks) {
-        const int64_t i = section.next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= tasks) break;
-        task(i);
-        mine++;
-        show_computing();
+    for (int64_t turn = 0, lanes = team_->lanes_; turn < lanes; turn++) {
+        const int64_t lane = (thread_ + turn) % lanes, first = tasks * lane / lanes, end = tasks * (lane + 1) / lanes;
+        while (first + section.next[lane].load(std::memory_order_relaxed) < end) {
+            const int64_t i = first + section.next[lane].fetch_add(1, std::memory_order_relaxed);
+            if (i >= end) break;
+            task(i);
+            mine++;
+            show_computing();
+        }
     }
     if (mine) section.done.fetch_add(mine, std::memory_order_release);
     // Short spinning, then the core goes to whoever else wants it: perhaps to the thread that is waited for.

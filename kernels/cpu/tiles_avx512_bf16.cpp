@@ -26,6 +26,7 @@ struct Bf16Product {
     static constexpr int64_t STEP_INPUTS = 2, INPUT_BYTES = 2;
     // One panel at a time hides no latency here: 16 rows of 576 inputs make 131 GFLOP/s, three at a time 190.
     static constexpr int64_t FEW_TILES = 0;
+    static constexpr bool SHARES_AHEAD = true;
     static constexpr int panels_at_once(int, bool is_many) { return is_many ? 3 : 1; }
 
     const uint16_t* x;
@@ -35,8 +36,8 @@ struct Bf16Product {
     float* c;
     int64_t c_stride;
 
-    template <int ROWS, int PANELS>
-    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, int64_t ahead) const {
+    template <int ROWS, int PANELS, class A>
+    void tile(int64_t row, int64_t panel, int64_t first_pair, int64_t last_pair, A ahead) const {
         const int64_t size = pairs * 2 * PANEL;
         const uint16_t* weight = panels + panel * size + first_pair * 2 * PANEL;
         float* to = c + row * c_stride + panel * PANEL;
@@ -49,10 +50,10 @@ struct Bf16Product {
         RowPointers<ROWS> from(x + row * x_stride + 2 * first_pair, x_stride * int64_t(sizeof *x));
         for (int64_t k = first_pair; k < last_pair; k++, weight += 2 * PANEL, from.advance(2 * sizeof *x)) {
             __m512bh weights[PANELS];
-            if (ahead)
+            if (ahead.is_due())
 #pragma GCC unroll 16
                 for (int p = 0; p < PANELS; p++)
-                    _mm_prefetch(reinterpret_cast<const char*>(weight + p * size + ahead * 2 * PANEL), _MM_HINT_T1);
+                    _mm_prefetch(reinterpret_cast<const char*>(weight + p * size + ahead.steps * 2 * PANEL), _MM_HINT_T1);
 #pragma GCC unroll 16
             for (int p = 0; p < PANELS; p++)
                 weights[p] = (__m512bh)_mm512_loadu_si512(weight + p * size);

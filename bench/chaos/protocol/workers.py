@@ -217,6 +217,7 @@ class SimulatedWorker:
         self.process.renewing = frozenset(
             (self.heartbeat._keys.queue(one.claim.entry.queue, one.claim.priority), one.claim.entry.entry_id)
             for one in held
+            if worker.intake.is_ours(one.claim)  # or it has given up the lease, and waits for a step's end to drop it
         )
 
     def _check_freed(self, block_ids: list[int]) -> None:
