@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from broker.choice import Append, member_of
 from broker.keys import Keys
-from broker.scripts import Argument, load_script
+from broker.scripts import Argument, Call, load_script
 from messages.token_event import RelayedEvent, RelayedEvents
 from messages.wire import encode
 from settings.broker import StreamSettings
@@ -37,6 +37,17 @@ async def append_step(redis: Redis, keys: Keys, stream: StreamSettings, items: S
 
 
 async def _append(redis: Redis, keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> list[bool]:
+    script, item_keys, arguments = append_call(keys, stream, items)
+    return accepted(await script.run(redis, item_keys, arguments))
+
+
+def accepted(answers: Sequence[int]) -> list[bool]:
+    """What the script's answer says of each event."""
+    return [answer == 1 for answer in answers]
+
+
+def append_call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> Call:
+    """The script that publishes the events, all in one."""
     item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
     arguments: list[Argument] = [
         stream.keep_s,
@@ -63,8 +74,7 @@ async def _append(redis: Redis, keys: Keys, stream: StreamSettings, items: Seque
             relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
     for api_id, events in relayed.items():
         arguments += (api_id, len(events), encode(RelayedEvents(events)))
-    answers = await load_script("append").run(redis, item_keys, arguments)
-    return [answer == 1 for answer in answers]
+    return Call(load_script("append"), item_keys, arguments)
 
 
 def _have_a_choice_in_common(some: Sequence[Append], others: Sequence[Append]) -> bool:

@@ -38,6 +38,7 @@ class Process:
         self.jobs: list[Job] = []  # that can go on
         self.waiting_jobs: list[Job] = []  # for an answer of Redis
         self.sleeping_jobs: list[Job] = []
+        self.later_jobs: list[Job] = []  # whose threads have something to do before
         self.links: list[Link] = []
         self.renewing: frozenset[tuple[str, bytes]] = frozenset()  # queue entries that it works on, as of its last beat
         self.is_frozen = False
@@ -84,8 +85,9 @@ class Process:
     # -- threads -------------------------------------------------------------------------------------------------
 
     def start_thread(self, name: str, work: Callable[[], Any], on_done: Callable[[Job], None]) -> None:
-        """Work on a thread of that name."""
-        self.jobs.append(Job(self, name, work, on_done))
+        """Work on the thread of that name, after what it was given before."""
+        is_busy = any(job.name == name for job in (*self.jobs, *self.waiting_jobs, *self.sleeping_jobs))
+        (self.later_jobs if is_busy else self.jobs).append(Job(self, name, work, on_done))
 
     def go_on(self, job: Job) -> None:
         """The thread runs until it pauses or ends."""
@@ -104,6 +106,10 @@ class Process:
         else:
             fiber.run_through()
         if fiber.is_done:
+            following = next((later for later in self.later_jobs if later.name == job.name), None)
+            if following is not None:
+                self.later_jobs.remove(following)
+                self.jobs.append(following)
             job.on_done(job)
             self.wake()
         elif fiber.paused_for is None:
@@ -136,7 +142,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL: nothing of it goes on. What it sent may still reach Redis."""
         self.is_dead = True
-        for jobs in (self.jobs, self.waiting_jobs, self.sleeping_jobs):
+        for jobs in (self.jobs, self.waiting_jobs, self.sleeping_jobs, self.later_jobs):
             for job in jobs:
                 job.fiber.kill()
             jobs.clear()
