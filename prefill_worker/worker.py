@@ -176,8 +176,9 @@ class PrefillWorker:
     async def compute(self, chunks: list[PrefillChunk]) -> list[tuple[Sampled | None, Checksums]]:
         """The next token of each prompt that these chunks complete, and what its blocks hold: summed next on that
         thread, while the event loop wakes up and publishes."""
+        filled = [chunk.sequence.block_table if chunk.is_last else [] for chunk in chunks]  # before any is computed
         computing = self.on_compute_thread(lambda: self.runner.prefill(chunks))
-        summing = [self.handoff.sum_blocks(chunk.sequence.block_table if chunk.is_last else []) for chunk in chunks]
+        summing = [self.handoff.sum_blocks(block_ids) for block_ids in filled]
         return list(zip(await computing, summing, strict=True))
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
