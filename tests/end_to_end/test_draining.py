@@ -226,10 +226,15 @@ def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: 
         request_ids = []
         pull, gate = first.receiver.pull, Gate()
         if moment == "without room":  # the second comes while the first one has most of the blocks
+            decoding = Gate()
+            first.runner.before_step = lambda sequences: (
+                decoding(sequences) if first.runner.num_computed == 10 else None
+            )
             request_ids.append(await cluster.send(PROMPT * 8, 50))
-            await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
+            await cluster.until(decoding.reached.is_set, "the first one is decoded")
             request_ids.append(await cluster.send(PROMPT * 8, 50))
             await cluster.until(lambda: first.worker.admission.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+            decoding.opened.set()
         elif moment == "pulling":
             first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
             request_ids.append(await cluster.send(PROMPT, 50))
