@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from broker.choice import Append, Taken
 from broker.client import Broker
 from broker.deadline import deadline_event, is_past, now_ms
+from broker.hand_over import HandOver
 from broker.heartbeat import Heartbeat
 from broker.job_queue import EVERY_CLASS, JobQueue, QueueEntry
 from errors import WireError
@@ -104,34 +105,45 @@ class Intake(Generic[JobT]):
         """Up to `count` jobs of `classes`, the dead workers' first and without new ones; a suspect is the last of them.
         Waits at most `block_ms` (0: not at all) for new ones. A job whose time is over is ended here and not among
         them."""
+        return await self._claims(await self.next_entries(count, block_ms, classes))
+
+    async def next_entries(
+        self, count: int, block_ms: int, classes: Sequence[Priority] = EVERY_CLASS
+    ) -> list[QueueEntry[JobT]]:
+        """The same jobs before they are taken (`claim`): their leases are ours from here on."""
         entries = await self._reclaim_if_due(count, classes)
-        if not entries:
-            entries = await self._queue.take(self._worker_id, count, block_ms, classes)
-        return await self._claims(entries)
+        return self._hold(entries or await self._queue.take(self._worker_id, count, block_ms, classes))
+
+    def _hold(self, entries: list[QueueEntry[JobT]]) -> list[QueueEntry[JobT]]:
+        """Have them renewed."""
+        for entry in entries:
+            self._heartbeat.hold(entry)
+        return entries
 
     async def _claims(self, entries: Sequence[QueueEntry[JobT]]) -> list[Claim[JobT]]:
         """Those of the entries that there is something to do about, taken."""
-        claims = []
-        for entry in entries:
-            self._heartbeat.hold(entry)
-            try:
-                taken = await self._broker.requests.take(entry.job, self._phase)
-            except WireError as error:
-                # Of the record or the tokens. Raised, it would end us, and one worker after the other after us.
-                log.error("request_undecodable", request_id=entry.job.request_id, error=str(error))
-                self._heartbeat.drop(entry)
-                await self._queue.refuse(entry, "a worker could not read the request; are versions mixed?")
-                continue
-            if taken is None:  # finished, cancelled, or left over from a hand-over that already happened
-                await self._let_go(entry)
-                continue
-            claim = Claim(entry, taken)
-            self._note_wait(claim)
-            if self.is_late(claim):
-                await self.expire(claim)
-            else:
-                claims.append(claim)
-        return claims
+        claims = [await self.claim(entry) for entry in entries]
+        return [claim for claim in claims if claim is not None]
+
+    async def claim(self, entry: QueueEntry[JobT]) -> Claim[JobT] | None:
+        """Take the entry's job. None when there is nothing to do about it, or no longer."""
+        try:
+            taken = await self._broker.requests.take(entry.job, self._phase)
+        except WireError as error:
+            # Of the record or the tokens. Raised, it would end us, and one worker after the other after us.
+            log.error("request_undecodable", request_id=entry.job.request_id, error=str(error))
+            self._heartbeat.drop(entry)
+            await self._queue.refuse(entry, "a worker could not read the request; are versions mixed?")
+            return None
+        if taken is None:  # finished, cancelled, or left over from a hand-over that already happened
+            await self._let_go(entry)
+            return None
+        claim = Claim(entry, taken)
+        self._note_wait(claim)
+        if self.is_late(claim):
+            await self.expire(claim)
+            return None
+        return claim
 
     def _note_wait(self, claim: Claim[JobT]) -> None:
         """A reclaimed job was with a worker most of the time: that is no wait."""
@@ -203,6 +215,22 @@ class Intake(Generic[JobT]):
         if not handed_over:
             log.info("hand_over_refused", request_id=claim.job.request_id, choice=claim.job.choice)
         return handed_over
+
+    async def publish_and_hand_over(
+        self, events: Sequence[Append], given: Sequence[tuple[AnyClaim, PrefillJob | DecodeJob]], phase: Phase
+    ) -> tuple[list[bool], set[tuple[str, int]]]:
+        """Publish `events`, and put each job in place of its claim's, in one round trip; a job builds on its claim's
+        event. Which events stand, and which choices were handed over."""
+        num_events = {(event.request_id, event.choice): event.index + 1 for event in events}
+        for claim, _ in given:
+            self._heartbeat.drop(claim.entry)
+        accepted, handed_over = await self._broker.requests.append_and_hand_over(
+            events,
+            [HandOver(claim.entry, claim.taken.epoch, job, phase, num_events[claim.key]) for claim, job in given],
+        )
+        gone = {claim.key for (claim, _), ok in zip(given, handed_over, strict=True) if ok}
+        # Where an answer got lost, the second try finds its epoch given up: what was handed over had been published.
+        return [ok or (each.request_id, each.choice) in gone for each, ok in zip(events, accepted, strict=True)], gone
 
     async def take_back(self, claim: AnyClaim, job: PrefillJob | DecodeJob, phase: Phase) -> bool:
         """Put `job` in place of the one that the claim was handed over with. False when somebody has taken that one,

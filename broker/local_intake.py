@@ -34,7 +34,7 @@ class LocalIntake(Intake[PrefillJob]):
         if not entries:
             self.has_bid = True
             entries = await self._local_queue.seek(self._worker_id, bid, block_ms)
-        return await self._claims(entries)
+        return await self._claims(self._hold(entries))
 
     async def strays(self) -> list[Claim[PrefillJob]]:
         """What lies in the local queue though who bid for it is gone, or bids no more, as we do from now on."""

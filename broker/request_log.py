@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 
 from broker.backlog import Backlog, Reason, Refused, Room, read_backlog
 from broker.choice import Append, Taken, member_of
+from broker.hand_over import HandOver, hand_over_call
 from broker.job_queue import QueueEntry
 from broker.keys import GROUP, LOCAL, Keys
-from broker.scripts import load_script
-from broker.step_append import RELAY_EXPIRE_S, append_step
+from broker.scripts import load_script, run_in_order
+from broker.step_append import RELAY_EXPIRE_S, accepted, append_call, append_step
 from errors import InvalidRequest
 from messages.job import DecodeJob, Phase, PrefillJob
 from messages.request import GenerationRequest
@@ -208,29 +209,23 @@ class RequestLog:
 
         False when refused; the entry is then acknowledged only if nobody can need it (see `ack_if_stale`).
         """
-        assert job.hop > entry.job.hop, "a hand-over raises the hop"
-        assert (job.request_id, job.choice) == (entry.job.request_id, entry.job.choice)
-        answer = await load_script("hand_over").run(
+        script, keys, arguments = hand_over_call(self._keys, HandOver(entry, epoch, job, phase))
+        return bool(await script.run(self._redis, keys, arguments))
+
+    async def append_and_hand_over(
+        self, items: Sequence[Append], given: Sequence[HandOver]
+    ) -> tuple[list[bool], list[bool]]:
+        """`append` all, then hand over each of `given`, in one round trip: of the events which are accepted, of the
+        hand-overs which.
+
+        A hand-over that says how many events there have to be is refused where one of them was. Where an answer got
+        lost and the second try finds everything done, the event of who was handed over reads refused.
+        """
+        answers, *handed_over = await run_in_order(
             self._redis,
-            [
-                self._keys.record(job.request_id),
-                self._keys.active_phases(),
-                self._keys.queue(entry.queue, entry.priority),
-                self._keys.queue(Role.PREFILL if isinstance(job, PrefillJob) else Role.DECODE, entry.priority),
-            ],
-            [
-                GROUP,
-                job.choice,
-                member_of(job.request_id, job.choice),
-                epoch,
-                entry.job.hop,
-                job.hop,
-                phase.value,
-                encode(job),
-                entry.entry_id,
-            ],
+            [append_call(self._keys, self._stream, items), *(hand_over_call(self._keys, each) for each in given)],
         )
-        return bool(answer)
+        return accepted(answers), [bool(answer) for answer in handed_over]
 
     async def ack_if_stale(self, entry: "QueueEntry[PrefillJob] | QueueEntry[DecodeJob]") -> bool:
         """Acknowledge an entry whose choice is finished, unknown or on a later hop; True when it was.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -46,6 +46,32 @@ class Script:
             return client.evalsha(self.sha1, len(keys), *keys, *arguments)
         except NoScriptError:
             return client.eval(self.source, len(keys), *keys, *arguments)
+
+
+class Call(NamedTuple):
+    """A script and what it is given."""
+
+    script: Script
+    keys: Sequence[Argument]
+    arguments: Sequence[Argument]
+
+
+async def run_in_order(client: Redis, calls: Sequence[Call]) -> list[Any]:
+    """Their answers. One after the other on one connection, in one round trip, two when the server has not seen them
+    all; others' commands may come between. Each has to bear that it is repeated. Raises redis errors.
+    """
+    pipeline = client.pipeline(transaction=False)
+    for script, keys, arguments in calls:
+        pipeline.evalsha(script.sha1, len(keys), *keys, *arguments)
+    answers = await pipeline.execute(raise_on_error=False)
+    if any(isinstance(answer, NoScriptError) for answer in answers):
+        for script, keys, arguments in calls:
+            pipeline.eval(script.source, len(keys), *keys, *arguments)
+        answers = await pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 @cache

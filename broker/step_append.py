@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from broker.choice import Append, member_of
 from broker.keys import Keys
-from broker.scripts import Argument, load_script
+from broker.scripts import Argument, Call, load_script
 from messages.token_event import RelayedEvent, RelayedEvents
 from messages.wire import encode
 from settings.broker import StreamSettings
@@ -23,13 +23,6 @@ MOST_PIECES = 4  # more cost more than they save
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
 
 
-class _Call(NamedTuple):
-    """What the script is called with."""
-
-    keys: list[Argument]
-    arguments: list[Argument]
-
-
 async def append_step(redis: Redis, keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> list[bool]:
     """Which of the events are accepted; `RequestLog.append` says what that means. Raises redis errors."""
     if not items:
@@ -37,25 +30,30 @@ async def append_step(redis: Redis, keys: Keys, stream: StreamSettings, items: S
     size = max(LEAST_PIECE, -(-len(items) // MOST_PIECES))
     # One after the other, and each encoded while Redis works on the one before: so the API process writes the first
     # while the last is still to come, even where all of them share one core.
-    accepted: list[bool] = []
-    call = _call(keys, stream, items[:size])
+    answers: list[bool] = []
+    call = append_call(keys, stream, items[:size])
     for at in range(size, len(items), size):
-        answers, call = await asyncio.gather(_run(redis, call), _encoded(keys, stream, items[at : at + size]))
-        accepted += answers
-    return accepted + await _run(redis, call)
+        some, call = await asyncio.gather(_run(redis, call), _encoded(keys, stream, items[at : at + size]))
+        answers += some
+    return answers + await _run(redis, call)
 
 
-async def _run(redis: Redis, call: _Call) -> list[bool]:
-    answers = await load_script("append").run(redis, call.keys, call.arguments)
+async def _run(redis: Redis, call: Call) -> list[bool]:
+    return accepted(await call.script.run(redis, call.keys, call.arguments))
+
+
+def accepted(answers: Sequence[int]) -> list[bool]:
+    """What the script's answer says of each event."""
     return [answer == 1 for answer in answers]
 
 
-async def _encoded(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
-    """`_call`, as soon as whoever runs beside it has to wait."""
-    return _call(keys, stream, items)
+async def _encoded(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> Call:
+    """`append_call`, as soon as whoever runs beside it has to wait."""
+    return append_call(keys, stream, items)
 
 
-def _call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
+def append_call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> Call:
+    """The script that publishes the events, all in one."""
     item_keys: list[Argument] = [keys.active_sizes(), keys.active_phases(), keys.reader_leases()]
     arguments: list[Argument] = [
         stream.keep_s,
@@ -82,7 +80,7 @@ def _call(keys: Keys, stream: StreamSettings, items: Sequence[Append]) -> _Call:
             relayed.setdefault(api_id, []).append(RelayedEvent(place.member, item.index, event))
     for api_id, events in relayed.items():
         arguments += (api_id, len(events), encode(RelayedEvents(events)))
-    return _Call(item_keys, arguments)
+    return Call(load_script("append"), item_keys, arguments)
 
 
 class _Place(NamedTuple):

@@ -13,9 +13,11 @@ import torch
 
 from broker.client import Broker
 from broker.intake import Claim, Intake
+from broker.job_queue import QueueEntry
 from broker.rolling import Rolling
 from decode_worker.batch import IDLE_WAIT_S, Batch, wait
 from decode_worker.exports import Exports
+from decode_worker.pull import Pull
 from decode_worker.running import Running
 from decode_worker.scheduler import can_admit
 from decode_worker.shard_receiver import ShardReceiver
@@ -61,7 +63,7 @@ class Admission:
         self.pool, self.receiver, self.seal, self.can_offer = pool, receiver, seal, can_offer
         self.exports = Exports(broker, seal)
         self.num_pulling = 0
-        self.pulling_since: float | None = None  # time.monotonic()
+        self.pull: Pull | None = None  # of the job that is being taken
         self.pull_rate = Rolling(PULL_WINDOW_S)  # tokens per second
         self.round_trip_s = Rolling(TRIP_WINDOW)  # to Redis and back
         self.pull_thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
@@ -79,15 +81,25 @@ class Admission:
             if is_isolating or room <= 0 or not can_admit(1, self.space.num_free, self.num_claimed):
                 await wait(self.batch.room_came)
                 continue
-            for claim in await self.intake.next_claims(1, int(IDLE_WAIT_S * 1000)):
+            for entry in await self.intake.next_entries(1, int(IDLE_WAIT_S * 1000)):
                 self.num_pulling += 1
                 try:
-                    await self.admit(claim, stopping)
+                    await self.take_in(entry, stopping)
                 finally:
                     self.num_pulling -= 1
 
+    async def take_in(self, entry: QueueEntry[DecodeJob], stopping: asyncio.Event) -> None:
+        """Take the job, and pull its KV meanwhile where there is room: mostly both come to something."""
+        self.pull = await self.begin_pull(entry.job)
+        claim = await self.intake.claim(entry)
+        if claim is not None:
+            await self.admit(claim, stopping)
+        if self.pull is not None:
+            await self.pull.end()
+            self.pull = None
+
     async def admit(self, claim: Claim[DecodeJob], stopping: asyncio.Event) -> None:
-        """Get the sequence's blocks and pull its KV into them; without its KV it goes back to prefill."""
+        """Have the sequence's KV pulled into blocks of its own; without its KV it goes back to prefill."""
         job, taken = claim.job, claim.taken
         meters, taken_s = self.intake.meters, time.perf_counter()
         try:
@@ -119,64 +131,64 @@ class Admission:
                 claim, f"the prompt takes {needed} KV blocks, this worker has {self.space.num_blocks}"
             )
             return
-        while not can_admit(needed, self.space.num_free, self.batch.num_here):
-            if claim.key in self.batch.cancelled or stopping.is_set():
-                break
+        self.pull = self.pull or await self.begin_pull(job)
+        while self.pull is None and claim.key not in self.batch.cancelled and not stopping.is_set():
             if self.intake.is_late(claim):
                 await self.release(job)
                 await self.intake.expire(claim)
                 return
             await wait(self.batch.room_came)
+            self.pull = await self.begin_pull(job)
+        meters.kv_wait.observe(time.perf_counter() - taken_s)
         if claim.key in self.batch.cancelled:
             self.batch.cancelled.discard(claim.key)
             await self.release(job)
             await self.intake.lost(claim)
             return
-        is_room_here = can_admit(needed, self.space.num_free, self.batch.num_here)
-        if stopping.is_set() and not (self.can_offer and is_room_here):
+        if self.pull is None or stopping.is_set() and not self.can_offer:
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
         opening = None if taken.request.sampling.grammar is None else self.open_grammar(sequence)  # beside the pull
-        sequence.block_table = self.space.allocate(needed)
-        started = time.perf_counter()
-        meters.kv_wait.observe(started - taken_s)
-        export = await self.exports.find(job.kv_handle)
-        self.pulling_since = time.monotonic()
         try:
-            await asyncio.get_running_loop().run_in_executor(
-                self.pull_thread,
-                self.receiver.pull,
-                job.kv_handle,
-                self.pool,
-                sequence.block_table,
-                export,
-                job.request_id,
-            )
+            took_s = await self.pull.done()
         except KVTransferFailed as error:
             log.warning("kv_pull_failed", request_id=job.request_id, owner=job.kv_handle.worker_id, reason=str(error))
-            self.batch.free(sequence)
             await self.release(job)
             await self.send_back(claim, attempt=claim.attempt)
             return
-        finally:
-            self.pulling_since = None
-        took_s = time.perf_counter() - started
         self.pull_rate.note(job.kv_handle.num_tokens, took_s)
         facts: dict[str, str | int] = {"choice": job.choice, "blocks": needed, "owner": job.kv_handle.worker_id}
         meters.phase(meters.pull, took_s, "kv_pull", taken.request, **facts)
         log.debug("kv_pulled", request_id=job.request_id, blocks=needed, ms=round(took_s * 1000, 2))
         refusal = None if opening is None else await asyncio.wrap_future(opening)
         if refusal is not None:
-            self.batch.free(sequence)
             await self.release(job)
             await self.intake.fail(claim, str(refusal), refusal.status)
             return
+        sequence.block_table = self.pull.keep()
         sequence.num_computed_tokens = job.kv_handle.num_tokens
         self.batch.join(Running(claim, sequence, is_suspect=self.intake.is_suspect(claim)))
         began = time.perf_counter()
         await self.release(job)
         self.round_trip_s.note(time.perf_counter() - began, 1)
+
+    async def begin_pull(self, job: DecodeJob) -> Pull | None:
+        """None where there are no blocks for it, or its handle cannot be used, which `admit` tells."""
+        handle = job.kv_handle
+        try:
+            self.check_handle(job)
+        except KVTransferFailed:
+            return None
+        export = await self.exports.find(handle)
+        if not can_admit(len(handle.block_ids), self.space.num_free, self.batch.num_here):
+            return None
+        return Pull(
+            self.batch,
+            len(handle.block_ids),
+            self.pull_thread,
+            lambda block_ids: self.receiver.pull(handle, self.pool, block_ids, export, job.request_id),
+        )
 
     def check_handle(self, job: DecodeJob) -> None:
         """Before the handle is used for anything. Raises KVTransferFailed."""
@@ -203,5 +215,4 @@ class Admission:
     @property
     def is_pull_stuck(self) -> bool:
         """Whether a pull takes longer than any transport may: the loop comes round, but nothing new ever joins it."""
-        since = self.pulling_since
-        return since is not None and time.monotonic() - since > self.settings.queue.stall_s
+        return self.pull is not None and self.pull.lasts_s > self.settings.queue.stall_s

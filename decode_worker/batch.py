@@ -53,9 +53,14 @@ class Batch:
 
     def free(self, sequence: Sequence) -> None:
         """Give the sequence's blocks back."""
-        self.space.free(sequence.block_table)
+        self.free_blocks(sequence.block_table)
         sequence.block_table = []
-        self.room_came.set()
+
+    def free_blocks(self, block_ids: list[int]) -> None:
+        """Give blocks back that no sequence has."""
+        self.space.free(block_ids)
+        if block_ids:
+            self.room_came.set()
 
     def cancel(self, key: tuple[str, int]) -> None:
         """A sequence was ended from outside, which may be here, on its way, or somebody else's."""

@@ -216,7 +216,7 @@ PREFILL_STEP = Metric(
 OFFER = Metric(
     "pdq_offer_seconds",
     Kind.HISTOGRAM,
-    "From a sequence's first token being published until its KV is offered and its job on the decode queue.",
+    "From a sequence's first token being there until it is published, its KV offered and its job on the decode queue.",
     bounds=TRIP_S,
 )
 KV_WAIT = Metric(

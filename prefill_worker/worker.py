@@ -21,6 +21,7 @@ from broker.status_board import StatusBoard
 from engine.block_space import BlockSpace
 from engine.image_encoder import ImageEncoder
 from engine.model_runner import ModelRunner, PrefillChunk
+from engine.sampler import Sampled
 from errors import RequestError, WorkerFailed
 from kernels import cores
 from kv_transfer.offers import Offers
@@ -31,7 +32,7 @@ from messages.token_event import FinishReason, TokenEvent
 from messages.worker_status import WorkerState
 from observability.catalogue import PREFIX_HIT, PREFIX_QUERIED
 from prefill_worker.batch import Batch
-from prefill_worker.handoff import Handoff
+from prefill_worker.handoff import Checksums, Computed, Handoff
 from prefill_worker.pictures import Pictures
 from prefill_worker.running import Running, running
 from prefill_worker.scheduler import TAKE_COUNT, plan_step
@@ -159,14 +160,26 @@ class PrefillWorker:
         self.show_prompts()
         began = time.perf_counter()
         chunks = [PrefillChunk(batch[chunk.position].sequence, chunk.num_tokens) for chunk in plan]
-        sampled = await self.on_compute_thread(lambda: self.runner.prefill(chunks))
-        done = [(batch[chunk.position], token) for chunk, token in zip(plan, sampled, strict=True) if token is not None]
-        finished = {id(one) for one, _ in done}
+        computed = await self.compute(chunks)
+        done = [
+            Computed(batch[chunk.position], token, checksums)
+            for chunk, (token, checksums) in zip(plan, computed, strict=True)
+            if token is not None
+        ]
+        finished = {id(each.one) for each in done}
         self.batch.running = [one for one in self.running if id(one) not in finished]
         await self.handoff.publish(done)
         took_s = time.perf_counter() - began
         self.note_work(sum(chunk.num_tokens for chunk in plan), took_s)
         self.meters.prefill_step.observe(took_s)
+
+    async def compute(self, chunks: list[PrefillChunk]) -> list[tuple[Sampled | None, Checksums]]:
+        """The next token of each prompt that these chunks complete, and what its blocks hold: summed next on that
+        thread, while the event loop wakes up and publishes."""
+        filled = [chunk.sequence.block_table if chunk.is_last else [] for chunk in chunks]  # before any is computed
+        computing = self.on_compute_thread(lambda: self.runner.prefill(chunks))
+        summing = [self.handoff.sum_blocks(block_ids) for block_ids in filled]
+        return list(zip(await computing, summing, strict=True))
 
     async def score(self, claim: Claim[PrefillJob]) -> None:
         """A reward model's answer: one number, no tokens, no decode."""
@@ -183,7 +196,7 @@ class PrefillWorker:
         event = TokenEvent(finish_reason=FinishReason.STOP, score=score)
         (accepted,) = await self.broker.requests.append([claim.next_event(event, 0)])
         if accepted:
-            self.handoff.note_prefill(one, time.perf_counter())
+            self.handoff.note_prefill(one)
         await (self.intake.done(claim) if accepted else self.intake.lost(claim))
 
     # -- sequences and blocks ------------------------------------------------------------------------------------
@@ -263,9 +276,9 @@ class PrefillWorker:
         if not await self.batch.wait_for_blocks(IDLE_BLOCK_MS / 1000):
             self.show()
 
-    async def on_compute_thread(self, work: Callable[[], ResultT]) -> ResultT:
+    def on_compute_thread(self, work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
         """Run `work` on the one thread that computes, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self.compute_thread, work)
+        return asyncio.get_running_loop().run_in_executor(self.compute_thread, work)
 
     # -- what others tell us -------------------------------------------------------------------------------------
 

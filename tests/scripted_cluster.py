@@ -124,7 +124,7 @@ class Member:
             return []
 
         self.heartbeat._beat = lambda: False  # type: ignore[method-assign]
-        self.worker.intake.next_claims = take_nothing  # type: ignore[method-assign, assignment]
+        self.worker.intake.next_entries = take_nothing  # type: ignore[method-assign, assignment]
 
     async def stop(self) -> None:
         """As SIGTERM does."""

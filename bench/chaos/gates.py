@@ -17,9 +17,9 @@ class Phase(StrEnum):
 
     QUEUED = "queued"  # in the prefill queue
     PREFILLING = "prefilling"  # claimed, before its forward pass
-    FIRST_TOKEN = "first token"  # published, its KV not offered yet
+    FIRST_TOKEN = "first token"  # computed, its KV on offer; nobody has been told
     OFFERED = "offered"  # in the decode queue
-    PULLING = "pulling"  # claimed by a decode worker, before the copy
+    PULLING = "pulling"  # delivered to a decode worker, before the copy
     DECODING = "decoding"  # some tokens along
 
 

@@ -57,10 +57,10 @@ def _put_doors(role: str, gates: Gates, step_s: float) -> None:
 
     if role == "prefill":
         _hold(Intake, "next_claims", gates, Phase.QUEUED)
-        _hold(PrefillWorker, "on_compute_thread", gates, Phase.PREFILLING)
-        _hold(Handoff, "offer", gates, Phase.FIRST_TOKEN)
+        _hold(PrefillWorker, "compute", gates, Phase.PREFILLING)
+        _hold(Handoff, "tell", gates, Phase.FIRST_TOKEN)
         return
-    _hold(Intake, "next_claims", gates, Phase.OFFERED)
+    _hold(Intake, "next_entries", gates, Phase.OFFERED)
     _hold(Exports, "find", gates, Phase.PULLING)
     compute = ModelRunner.decode
 

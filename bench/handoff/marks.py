@@ -84,8 +84,8 @@ def mark_worker(role: Role, marks: Marks) -> None:
         publish = Handoff.publish
 
         async def publish_noted(handoff: Handoff, done: list[Any]) -> None:
-            for one, _ in done:
-                marks.note("first_token", time.monotonic_ns(), one.claim.job.request_id)
+            for each in done:
+                marks.note("first_token", time.monotonic_ns(), each.one.claim.job.request_id)
             await publish(handoff, done)
 
         Handoff.publish = publish_noted  # type: ignore[method-assign, assignment]
@@ -97,6 +97,6 @@ def mark_worker(role: Role, marks: Marks) -> None:
         marks.around(Intake, "hand_over", "hand_over", lambda _, claim, *__: (claim.job.request_id, 0))
     else:
         marks.around(ModelRunner, "decode", "step", lambda _, sequences: ("", len(sequences)))
-        marks.around(Admission, "admit", "admit", lambda _, claim, *__: (claim.job.request_id, 0))
+        marks.around(Admission, "take_in", "take", lambda _, entry, *__: (entry.job.request_id, 0))
         marks.around(ShardReceiver, "pull", "pull")
         marks.around(Batch, "join", "join", lambda _, one: (one.claim.job.request_id, 0))

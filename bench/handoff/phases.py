@@ -26,16 +26,16 @@ def handoffs(prefill: Iterable[Mark], decode: Iterable[Mark]) -> dict[str, Hando
     taken; ready: until the pull begins; pull; join. Those that came to no end are left out."""
     first = {mark.request_id: mark.began_ns for mark in prefill if mark.name == "first_token"}
     offered = {mark.request_id: mark.ended_ns for mark in prefill if mark.name == "offer"}
-    admits = {mark.request_id: mark for mark in decode if mark.name == "admit"}
+    taken = {mark.request_id: mark for mark in decode if mark.name == "take"}
     joined = {mark.request_id: mark.ended_ns for mark in decode if mark.name == "join"}
     pulls = sorted((mark.began_ns, mark.ended_ns) for mark in decode if mark.name == "pull")
     found = {}
-    for request_id in first.keys() & offered.keys() & admits.keys() & joined.keys():
-        admitted_ns = admits[request_id].began_ns
-        pull = next(((began, ended) for began, ended in pulls if began >= admitted_ns), None)
+    for request_id in first.keys() & offered.keys() & taken.keys() & joined.keys():
+        came_ns = taken[request_id].began_ns
+        pull = next(((began, ended) for began, ended in pulls if began >= came_ns), None)
         if pull is None:
             continue
-        moments = (first[request_id], offered[request_id], admitted_ns, *pull, joined[request_id])
+        moments = (first[request_id], offered[request_id], came_ns, *pull, joined[request_id])
         durations = [(end - begin) / 1e6 for begin, end in zip(moments, moments[1:], strict=False)]
         found[request_id] = Handoff(dict(zip(PHASES, durations, strict=True)))
     return found

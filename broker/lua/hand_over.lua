@@ -1,12 +1,14 @@
--- A worker passes its choice on: fences itself, puts the next job, and only then is done with its own.
--- KEYS  record, active_phases, the entry's queue, the new job's queue
--- ARGV  group, choice, member, epoch, hop of the entry's job, hop of the new job, phase, new job, entry id
+-- A worker passes its choice on: fences itself, puts the next job, and only then is done with its own. Not before the
+-- choice's stream has what the new job builds on.
+-- KEYS  record, active_phases, the entry's queue, the new job's queue, tokens
+-- ARGV  group, choice, member, epoch, hop of the entry's job, hop of the new job, phase, new job, entry id,
+--       events that the stream has at least
 -- -> 1 handed over, 0 refused
 local choice = ARGV[2]
 local state = redis.call('HMGET', KEYS[1], 'epoch:' .. choice, 'hop:' .. choice, 'finished:' .. choice, 'given:' .. choice)
 local handed_over, stale = 0, not state[1] or state[3]
 if not stale then
-  if state[1] == ARGV[4] then
+  if state[1] == ARGV[4] and redis.call('XLEN', KEYS[5]) >= tonumber(ARGV[10]) then
     redis.call('HINCRBY', KEYS[1], 'epoch:' .. choice, 1)
     redis.call('HSET', KEYS[1], 'hop:' .. choice, ARGV[6], 'given:' .. choice, ARGV[4])
     redis.call('HSET', KEYS[2], ARGV[3], ARGV[7])

@@ -21,7 +21,7 @@ DECODE = [
     Mark("step", 29 * MS, 36 * MS, amount=3),
     Mark("step", 37 * MS, 44 * MS, amount=3),
     Mark("pull", 15 * MS, 18 * MS),
-    Mark("admit", 14 * MS, 22 * MS, "a"),
+    Mark("take", 14 * MS, 22 * MS, "a"),
     Mark("join", 19 * MS, 20 * MS, "a"),
 ]
 

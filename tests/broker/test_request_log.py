@@ -1,10 +1,13 @@
 """docs/lifecycle.md, "hops and epochs", case by case."""
 
 import asyncio
+import hashlib
 
 import pytest
 
 from broker.choice import Append, SequenceLoad
+from broker.hand_over import HandOver
+from broker.scripts import load_script
 from broker.step_append import LEAST_PIECE, MOST_PIECES
 from errors import InvalidRequest, QueueFull
 from messages.job import Phase, PrefillJob
@@ -274,6 +277,61 @@ def test_a_worker_that_ended_the_choice_first_wins(open_test_broker: OpenTestBro
             await broker.requests.append([make_append(taken, 0, STOP)])
             assert not await broker.requests.finish("request", 0, ABORT)
             assert await broker.request_reader.read("request", 0) == [(0, STOP)]
+
+    asyncio.run(main())
+
+
+def test_an_event_and_the_next_job_go_out_together_and_every_repeat_is_told_so(
+    open_test_broker: OpenTestBroker,
+) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            entry, taken = await begin(broker)
+            given = HandOver(entry, taken.epoch, make_decode_job(), Phase.DECODE_QUEUED, num_events=1)
+            both = broker.requests.append_and_hand_over
+            assert await both([make_append(taken, 0)], [given]) == ([True], [True])
+            assert await broker.request_reader.read("request", 0) == [(0, TokenEvent(100))]
+            assert await broker.prefill_queue.depth() == 0
+            # Its answer was lost: the epoch is given up, and what was handed over is known to be.
+            assert await both([make_append(taken, 0)], [given]) == ([False], [True])
+            (decode_entry,) = await broker.decode_queue.take("decode-1", 5)
+            assert decode_entry.job == make_decode_job()
+
+    asyncio.run(main())
+
+
+def test_a_job_is_not_handed_over_before_the_event_that_it_builds_on(open_test_broker: OpenTestBroker) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            entry, taken = await begin(broker)
+            both = broker.requests.append_and_hand_over
+            given = HandOver(entry, taken.epoch, make_decode_job(), Phase.DECODE_QUEUED, num_events=2)
+            assert await both([make_append(taken, 1)], [given]) == ([False], [False])  # index 0 is missing
+            assert await broker.decode_queue.depth() == 0
+            assert await broker.prefill_queue.depth() == 1
+            # Neither was the epoch given up.
+            assert await both([make_append(taken, 0), make_append(taken, 1)], [given]) == ([True, True], [True])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("forgotten", ["append", "hand_over"])
+def test_a_redis_that_knows_only_one_of_two_scripts_runs_both_in_order(
+    open_test_broker: OpenTestBroker, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    async def main() -> None:
+        async with open_test_broker() as broker:
+            entry, taken = await begin(broker)
+            for name in {"append", "hand_over"} - {forgotten}:
+                await broker.redis.script_load(load_script(name).source)
+            monkeypatch.setattr(load_script(forgotten), "source", load_script(forgotten).source + "\n-- another text")
+            sha1 = hashlib.sha1(load_script(forgotten).source.encode(), usedforsecurity=False).hexdigest()
+            monkeypatch.setattr(load_script(forgotten), "sha1", sha1)
+            given = HandOver(entry, taken.epoch, make_decode_job(), Phase.DECODE_QUEUED, num_events=1)
+            published, handed_over = await broker.requests.append_and_hand_over([make_append(taken, 0)], [given])
+            assert handed_over == [True] and published == [True]
+            assert [index for index, _ in await broker.request_reader.read("request", 0)] == [0]
+            assert await broker.decode_queue.depth() == 1
 
     asyncio.run(main())
 

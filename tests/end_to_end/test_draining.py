@@ -52,14 +52,14 @@ async def running_on_one(cluster: ScriptedCluster, num_requests: int = 1) -> tup
 async def start_taker(cluster: ScriptedCluster, busy_until: asyncio.Event | None = None) -> Member:
     """A decode worker that others know to be ready, and that does not come to take a job before."""
     taker = cluster.start_decode()
-    take = taker.worker.intake.next_claims
+    take = taker.worker.intake.next_entries
 
     async def take_later(*given: Any) -> list[Any]:
         if busy_until is not None:
             await busy_until.wait()
         return await take(*given)
 
-    taker.worker.intake.next_claims = take_later  # type: ignore[method-assign, assignment]
+    taker.worker.intake.next_entries = take_later  # type: ignore[method-assign, assignment]
     while await cluster.broker.registry.find(taker.worker.board.worker_id) is None:
         cluster.check()
         await asyncio.sleep(0.01)
@@ -176,13 +176,13 @@ def test_a_job_that_came_with_the_last_read_goes_on_without_prefill(play: Play) 
         is_pulled = asyncio.Event()
         prefill, first = start_unmeasured_prefill(cluster), cluster.start_decode()
         assert first.receiver is not None
-        take, counts = first.worker.intake.next_claims, first.receiver.counts
+        take, counts = first.worker.intake.next_entries, first.receiver.counts
 
         async def take_last(*given: Any) -> list[Any]:
             await first.worker.stopping.wait()
             return await take(*given)
 
-        first.worker.intake.next_claims = take_last  # type: ignore[method-assign, assignment]
+        first.worker.intake.next_entries = take_last  # type: ignore[method-assign, assignment]
         request_id = await cluster.send(PROMPT, 20)
         await cluster.until(lambda: len(prefill.worker.offers) == 1, "the KV is offered")  # type: ignore[union-attr]
         taker = await start_taker(cluster, busy_until=is_pulled)
@@ -226,10 +226,15 @@ def test_a_drained_decode_worker_leaves_no_job_to_its_lease(play: Play, moment: 
         request_ids = []
         pull, gate = first.receiver.pull, Gate()
         if moment == "without room":  # the second comes while the first one has most of the blocks
+            decoding = Gate()
+            first.runner.before_step = lambda sequences: (
+                decoding(sequences) if first.runner.num_computed == 10 else None
+            )
             request_ids.append(await cluster.send(PROMPT * 8, 50))
-            await cluster.until(lambda: first.runner.num_computed > 0, "the first one is decoded")
+            await cluster.until(decoding.reached.is_set, "the first one is decoded")
             request_ids.append(await cluster.send(PROMPT * 8, 50))
             await cluster.until(lambda: first.worker.admission.num_pulling == 1, "the second one waits for blocks")  # type: ignore[union-attr]
+            decoding.opened.set()
         elif moment == "pulling":
             first.receiver.pull = lambda *given: (gate(given), pull(*given))[1]  # type: ignore[method-assign, func-returns-value]
             request_ids.append(await cluster.send(PROMPT, 50))

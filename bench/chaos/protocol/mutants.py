@@ -20,6 +20,7 @@ from broker.scripts import load_script
 from decode_worker.admission import Admission
 from decode_worker.departures import Departures
 from decode_worker.local_prefill import LocalPrefill
+from decode_worker.pull import Pull
 from decode_worker.worker import DecodeWorker
 from kv_transfer.mapped_puller import MappedPuller
 from kv_transfer.offers import Offers
@@ -128,7 +129,7 @@ MUTANTS = (
     Mutant(
         "hand_over_any_epoch",
         "hand_over.lua does not ask for the epoch",
-        _script("hand_over", ("if state[1] == ARGV[4] then", "if state[1] then")),
+        _script("hand_over", ("if state[1] == ARGV[4] and", "if state[1] and")),
     ),
     Mutant(
         "hand_over_refused_acks",
@@ -157,7 +158,7 @@ MUTANTS = (
     Mutant(
         "claims_not_held",
         "claims are not renewed",
-        _code(Intake, "_claims", ("self._heartbeat.hold(entry)", "pass")),
+        _code(Intake, "_hold", ("self._heartbeat.hold(entry)", "pass")),
     ),
     Mutant(
         "never_reclaims",
@@ -188,17 +189,17 @@ MUTANTS = (
         "blocks are freed when they are handed over",
         _code(
             Handoff,
-            "offer",
+            "publish",
             (
-                "    if not is_handed_over",
-                "    self.batch.space.free(offer.handle.block_ids)\n    if not is_handed_over",
+                "self.note_offer(offer, took_s)\n",
+                "self.note_offer(offer, took_s); self.batch.space.free(offer.handle.block_ids)\n",
             ),
         ),
     ),
     Mutant(
         "failed_pull_leaks",
         "the blocks of a failed pull are not freed",
-        _code(Admission, "admit", ("        self.batch.free(sequence)\n", "")),
+        _code(Pull, "end", ("    self._batch.free_blocks(self.keep())\n", "")),
     ),
     Mutant(
         "old_kv",
