@@ -1,6 +1,6 @@
 """The events of one step on their way into their streams, and to the API processes that wait for them.
 
-The hot path of every token: one script call (broker/lua/append.lua), or a few for a large step. Knows neither workers
+The hot path of every token: one script call (broker/lua/append.lua), or two for a large step. Knows neither workers
 nor HTTP.
 """
 
@@ -19,7 +19,7 @@ from messages.wire import encode
 from settings.broker import StreamSettings
 
 LEAST_PIECE = 32  # events of one step that go alone; a third of a millisecond of Redis' time
-MOST_PIECES = 4  # more cost more than they save
+MOST_PIECES = 2  # round trips of a step
 RELAY_EXPIRE_S = 60  # a relay nobody writes to; an API process that died leaves nothing behind
 
 
