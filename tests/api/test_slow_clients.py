@@ -24,8 +24,8 @@ def quick(settings: Settings) -> Settings:
 
 async def trickle(port: int, start: bytes, drop: bytes = b"x", deadline_s: float = 5.0) -> tuple[bytes, float]:
     """Sends `start`, then `drop` again and again: what was answered, and after how long the server hung up."""
+    began = time.monotonic()  # before the server can know of the connection, from when on it counts
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    began = time.monotonic()
     writer.write(start)
 
     async def feed() -> None:

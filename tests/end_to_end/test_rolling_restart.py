@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from messages.worker_status import Role
-from tests.end_to_end.cluster import free_port, running_cluster, wait_until
+from tests.end_to_end.cluster import Cluster, free_port, running_cluster, wait_until
 
 NUM_CLIENTS = 2  # of either kind
 NUM_TOKENS = 150
@@ -61,6 +61,19 @@ class ResumingClient:
                 self.num_resumed += bool(ids)
                 is_begun = True
         return ids
+
+
+def wait_for_work(running: Cluster, name: str, role: Role) -> None:
+    """Waits until this worker has been given work since it was asked for. These prompts are prefilled in less than a
+    heartbeat, so a prefill worker's count tells, not what it runs when it is looked at."""
+    pid = running.processes[name].pid
+
+    def count() -> int:
+        (status,) = (status for status in running.workers(role) if status.pid == pid)
+        return status.prefilled_tokens if role == Role.PREFILL else status.num_running
+
+    before = count() if role == Role.PREFILL else 0
+    wait_until(lambda: count() > before, 10, f"{name} is given work")
 
 
 def test_replacing_everything_under_load_fails_nothing(tmp_path: Path, redis_url: str, tiny_dir: Path) -> None:
@@ -116,7 +129,7 @@ def test_replacing_everything_under_load_fails_nothing(tmp_path: Path, redis_url
                     running.start(role)
                 wait_until(lambda: running.num_ready() == 4, 60, "the new ones are ready")
                 for role in Role:
-                    running.busy_process(role)
+                    wait_for_work(running, f"{role}-0", role)
                     assert running.stop(f"{role}-0") == 0
                     del running.processes[f"{role}-0"]
                 time.sleep(0.5)  # streams that began before the last one went
