@@ -102,8 +102,8 @@ def _edits(row: SamplingRow, vocab_size: int) -> tuple[Ids, Edits]:
     repetition[to] = params.repetition_penalty
     subtracted[to] = (counts * params.frequency_penalty + params.presence_penalty)[among]
     to, _ = _places(ids, eos)
-    growth[to] = eos_growth(row)
-    ceiling[to] = MASKED_EOS_LOGIT if masks_eos(row) else np.inf
+    growth[to] = eos_growth(row.params, row.token_index)
+    ceiling[to] = MASKED_EOS_LOGIT if masks_eos(row.params, row.token_index) else np.inf
     return ids, edits
 
 

@@ -18,7 +18,7 @@ from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig
 from engine.rotation import Rotation
 from engine.tensor_parallel import WHOLE, Communicator, ModelSlice, SingleRank
-from kernels.decoder_step import StepDecoder, StepLayer, StepLinear, StepRows
+from kernels.decoder_step import DecoderStep, StepDecoder, StepLayer, StepLinear, StepRows
 from kernels.ops import Ops, PrefillMeta
 from kernels.panels import PanelMatrix
 
@@ -126,6 +126,12 @@ class Model:
         cos, sin = self._rotations[0].up_to(max(rows.positions))
         return self._whole_step(rows, cos, sin, pool.tensor)
 
+    def largest_of_step(self, rows: StepRows, pool: KVPool) -> tuple[list[int], list[float]]:
+        """`step`, and of the logits only each row's largest: -> its id, the first of equals, and its log-softmax."""
+        assert self._whole_step is not None, "not every model has whole steps"
+        cos, sin = self._rotations[0].up_to(max(rows.positions))
+        return self._whole_step.largest(rows, cos, sin, pool.tensor)
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids: int64 [T] -> [T, hidden], a tensor of its own, in which other features may be put"""
         embedded = self._weights.embedding[token_ids]
@@ -189,7 +195,7 @@ class Model:
             out = self._linear(F.relu(out), linear)
         return out.squeeze(-1).float()
 
-    def _find_whole_step(self) -> Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None:
+    def _find_whole_step(self) -> DecoderStep | None:
         """The ops table's, where it has one for a model like this, whole in this process and its weights in panels."""
         make, weights, config = self._ops.whole_step, self._weights, self.config
         if make is None or self.communicator.shard != WHOLE or not _is_plain(config):

@@ -21,7 +21,7 @@ from engine.logprobs import PromptListing, top_logprobs
 from engine.model import DecodeMeta
 from engine.placed_features import Placed, placed_features
 from engine.prefill_rows import PrefillChunk, PrefillRows
-from engine.sampler import Sampled, SamplingRow, select_sampler
+from engine.sampler import Sampled, SamplingRow, select_sampler, takes_largest, to_sampled
 from engine.sequence import Sequence
 from engine.served_model import ServedModel
 from engine.step import DecodeStep, PrefillStep, ScoreStep, Step
@@ -101,10 +101,14 @@ class ModelRunner:
         """Compute the last token of each sequence and choose the next. Everything before it must be computed."""
         if not sequences:
             return []
-        step = DecodeStep(DecodeRows.of(sequences, self.pool.layout.block_size))
-        nexts = self.grammars.follow(sequences)
-        with self._lead(step):
-            sampled = self._sample(self.compute(step), sequences, nexts)
+        rows = DecodeRows.of(sequences, self.pool.layout.block_size)
+        if self.model.has_whole_steps and all(takes_largest(one.sampling, one.num_output_tokens) for one in sequences):
+            sampled = to_sampled(*self.model.largest_of_step(_decode_rows(rows), self.pool))
+        else:
+            step = DecodeStep(rows)
+            nexts = self.grammars.follow(sequences)
+            with self._lead(step):
+                sampled = self._sample(self.compute(step), sequences, nexts)
         for sequence in sequences:
             sequence.num_computed_tokens += 1
         return sampled
@@ -165,22 +169,22 @@ class ModelRunner:
         """What `compute` returns, in one call."""
         rows, listed = step.rows, step.listed if isinstance(step, PrefillStep) else []
         if isinstance(rows, DecodeRows):
-            starts, contexts, wanted = list(range(len(rows) + 1)), rows.positions, list(range(len(rows)))
-        else:
-            starts, contexts = rows.cu_seqlens_q, rows.context_lens
-            wanted = [rows.last_tokens[end] for end in step.ends] if isinstance(step, PrefillStep) else rows.last_tokens
+            _, logits = self.model.step(_decode_rows(rows), self.pool)
+            assert logits is not None, "a reward model does not decode"
+            return logits
+        wanted = [rows.last_tokens[end] for end in step.ends] if isinstance(step, PrefillStep) else rows.last_tokens
         hidden, logits = self.model.step(
             StepRows(
                 token_ids=rows.token_ids,
                 positions=rows.positions,
                 slots=rows.slots,
-                starts=starts,
-                contexts=contexts,
+                starts=rows.cu_seqlens_q,
+                contexts=rows.context_lens,
                 block_tables=rows.block_tables,
                 wanted=[*wanted, *listed] if listed else wanted,
                 num_answered=len(wanted),
                 embedded=embedded,
-                is_prefill=not isinstance(step, DecodeStep),
+                is_prefill=True,
             ),
             self.pool,
         )
@@ -258,3 +262,20 @@ class ModelRunner:
 
     def _tensor(self, values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)
+
+
+def _decode_rows(rows: DecodeRows) -> StepRows:
+    """A token for each sequence, all answered."""
+    places = range(len(rows) + 1)
+    return StepRows(
+        token_ids=rows.token_ids,
+        positions=rows.positions,
+        slots=rows.slots,
+        starts=places,
+        contexts=rows.positions,
+        block_tables=rows.block_tables,
+        wanted=places[:-1],
+        num_answered=len(rows),
+        embedded=None,
+        is_prefill=False,
+    )

@@ -37,14 +37,17 @@ class SamplingRow:
 
 def changes_logits(row: SamplingRow) -> bool:
     """Whether `apply_penalties` would do anything to this row."""
-    params = row.params
+    return row.allowed_bits is not None or asks_for_changes(row.params, row.token_index)
+
+
+def asks_for_changes(params: SamplingParams, token_index: int) -> bool:
+    """Whether `apply_penalties` would do anything to such a row, whose grammar has nothing against any token."""
     return bool(
         params.logit_bias
         or params.allowed_token_ids
-        or row.allowed_bits is not None
         or counts_tokens(params)
-        or eos_growth(row)
-        or masks_eos(row)
+        or eos_growth(params, token_index)
+        or masks_eos(params, token_index)
     )
 
 
@@ -101,8 +104,8 @@ def _apply_token_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def _apply_eos_rules(logit_row: Tensor, row: SamplingRow, vocab_size: int) -> None:
-    growth = eos_growth(row)
-    masks = masks_eos(row)
+    growth = eos_growth(row.params, row.token_index)
+    masks = masks_eos(row.params, row.token_index)
     eos_token_ids = sorted({token_id for token_id in row.eos_token_ids if 0 <= token_id < vocab_size})
     if not eos_token_ids or not (growth or masks):
         return
@@ -121,15 +124,15 @@ def counts_tokens(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
-def eos_growth(row: SamplingRow) -> float:
+def eos_growth(params: SamplingParams, token_index: int) -> float:
     """factor ** (tokens beyond start) - 1; 0.0 when the length penalty is off or has not begun."""
-    start, factor = row.params.exponential_decay_length_penalty
-    beyond = row.token_index - start
+    start, factor = params.exponential_decay_length_penalty
+    beyond = token_index - start
     if factor == 1.0 or beyond <= 0:
         return 0.0
     return math.expm1(min(beyond * math.log(factor), _MAX_LOG_GROWTH))
 
 
-def masks_eos(row: SamplingRow) -> bool:
+def masks_eos(params: SamplingParams, token_index: int) -> bool:
     """While True an EOS would come before the min_new_tokens-th token."""
-    return row.token_index < row.params.min_new_tokens - 1
+    return token_index < params.min_new_tokens - 1

@@ -18,14 +18,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.penalties import SamplingRow, apply_penalties, changes_logits
+from engine.penalties import SamplingRow, apply_penalties, asks_for_changes, changes_logits
 from engine.philox import gumbel, random_words, random_words_at
 from engine.truncation import kept_ids, truncates
 from kernels.greedy import greedy
 from messages.request import SamplingParams
 from messages.token_event import TokenLogprob
 
-__all__ = ["Sampled", "SamplingRow", "choice_seed", "is_greedy", "sample", "select_sampler", "to_sampled"]
+__all__ = [
+    "Sampled",
+    "SamplingRow",
+    "choice_seed",
+    "is_greedy",
+    "sample",
+    "select_sampler",
+    "takes_largest",
+    "to_sampled",
+]
 
 MIN_TEMPERATURE = 1e-5  # below it a row is greedy
 _NO_TOKEN = -1
@@ -68,6 +77,16 @@ def select_sampler(device: torch.device) -> Sampler:
 def is_greedy(params: SamplingParams) -> bool:
     """Whether the largest logit is taken; temperature, top_p, top_k, min_p and the seed do not matter."""
     return not params.do_sample or params.temperature < MIN_TEMPERATURE
+
+
+def takes_largest(params: SamplingParams, token_index: int) -> bool:
+    """Whether the largest logit and its logprob are all that is wanted of the model's logits as they are."""
+    return (
+        is_greedy(params)
+        and params.grammar is None
+        and not params.num_top_logprobs
+        and not asks_for_changes(params, token_index)
+    )
 
 
 def choice_seed(seed: int, choice: int) -> int:

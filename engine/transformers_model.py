@@ -76,6 +76,10 @@ class TransformersModel:
         """There are none: see `has_whole_steps`."""
         raise NotImplementedError("a foreign model has no whole steps")
 
+    def largest_of_step(self, rows: StepRows, pool: KVPool) -> tuple[list[int], list[float]]:
+        """As `step`."""
+        raise NotImplementedError("a foreign model has no whole steps")
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """There is nothing to put in: a foreign model reads no images."""
         raise NotImplementedError("a foreign model embeds by itself")

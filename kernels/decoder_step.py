@@ -60,7 +60,7 @@ class _Step(Structure):
         ("table_stride", c_int64),
         ("wanted", c_int64),
         ("answered", c_int64),
-        *((name, c_void_p) for name in ("wanted_tokens", "hidden", "logits")),
+        *((name, c_void_p) for name in ("wanted_tokens", "hidden", "logits", "places", "logprobs")),
         ("many_rows", c_int64),
     ]
 
@@ -157,6 +157,32 @@ class DecoderStep:
         num_kv_heads, block_size, head_dim], contiguous.
         -> bfloat16 [wanted, hidden], before the final norm; float32 [num_answered, vocab], or None without a head
         """
+        head = self._shape.head
+        logits = None if head is None else torch.empty(rows.num_answered, head.matrix.outs)
+        return self._compute(rows, cos, sin, pool, logits, (None, None)), logits
+
+    def largest(self, rows: StepRows, cos: Tensor, sin: Tensor, pool: Tensor) -> tuple[list[int], list[float]]:
+        """The same, and of the logits only what `kernels.greedy` finds in them: they are never written down. Steps of
+        SmolLM2 on two cores of Zen 4: of one row 8.4 ms instead of 8.6, of 16 rows 16.6 instead of 17.8. For a decoder
+        with a head.
+
+        -> for each answered token the place of the largest logit, and the log of its probability
+        """
+        assert self._shape.head is not None, "without a head there are no logits"
+        places, logprobs = array("q", bytes(8 * rows.num_answered)), array("f", bytes(4 * rows.num_answered))
+        self._compute(rows, cos, sin, pool, None, (_address(places), _address(logprobs)))
+        return places.tolist(), logprobs.tolist()
+
+    def _compute(
+        self,
+        rows: StepRows,
+        cos: Tensor,
+        sin: Tensor,
+        pool: Tensor,
+        logits: Tensor | None,
+        largest: tuple[int | None, int | None],
+    ) -> Tensor:
+        """-> bfloat16 [wanted, hidden]"""
         shape = self._shape
         assert pool.dtype == cos.dtype == sin.dtype == torch.bfloat16 and pool.is_contiguous()
         assert pool.shape[1:4] == (len(shape.layers), 2, shape.num_kv_heads) and pool.shape[5] == shape.head_dim
@@ -172,7 +198,6 @@ class DecoderStep:
         positions, slots = array("q", rows.positions), array("q", rows.slots)
         starts, contexts, wanted = array("i", rows.starts), array("i", rows.contexts), array("q", rows.wanted)
         hidden = torch.empty(len(wanted), shape.hidden_size, dtype=torch.bfloat16)
-        logits = None if shape.head is None else torch.empty(rows.num_answered, shape.head.matrix.outs)
         step = _Step(
             len(token_ids),
             len(contexts),
@@ -186,12 +211,13 @@ class DecoderStep:
             _address(wanted),
             hidden.data_ptr(),
             None if logits is None else logits.data_ptr(),
+            *largest,
             rows.is_prefill,
         )
         block_size = pool.shape[4]
         place = _Pool(pool.data_ptr(), pool.stride(0), pool.stride(1), pool.stride(2), block_size)
         self._run(decoder, place, step)
-        return hidden, logits
+        return hidden
 
 
 def takes(decoder: StepDecoder) -> bool:
@@ -199,7 +225,7 @@ def takes(decoder: StepDecoder) -> bool:
     return decoder.head_dim % (2 * VECTOR) == 0
 
 
-def _address(values: "array[int]") -> int:
+def _address(values: "array[int] | array[float]") -> int:
     return values.buffer_info()[0]
 
 

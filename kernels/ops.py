@@ -16,16 +16,13 @@ from torch import Tensor
 from kernels import cpu_build, packed_linear, reference
 from kernels.cpu_linear import FloatLinear, PanelLinear, PanelWeight
 from kernels.cpu_ops import SUFFIXES, CpuOps
-from kernels.decoder_step import DecoderStep, StepDecoder, StepRows, takes
+from kernels.decoder_step import DecoderStep, StepDecoder, takes
 from kernels.packed_linear import TwofoldWeight
 from kernels.panels import Packer, PanelMatrix
 from kernels.quantized_linear import QuantizedWeight
 from kernels.reference import PrefillMeta
 
 LinearWeight = Tensor | TwofoldWeight | PanelWeight | PanelMatrix | QuantizedWeight
-# rows, cos, sin, pool -> hidden, logits: see `kernels.decoder_step.DecoderStep`
-WholeStep = Callable[[StepRows, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-
 __all__ = ["LinearWeight", "Ops", "PrefillMeta", "cpu_ops", "plain_ops", "select_ops"]
 
 
@@ -47,7 +44,7 @@ class Ops:
     ]
     attention_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None, float | None], Tensor]
     # A whole decoder's steps as one call each, where there is that; weights of other kinds than panels go without.
-    whole_step: Callable[[StepDecoder], WholeStep | None] | None = None
+    whole_step: Callable[[StepDecoder], DecoderStep | None] | None = None
     # Whether attention multiplies what lies beyond a sequence's end in its last block, so that it must be finite there.
     needs_clean_tails: bool = True
     # Whether `linear` takes the weights of `kernels/quantized_linear.py` too; elsewhere they are dequantized at load.
@@ -91,7 +88,7 @@ def cpu_ops(library: CDLL, dtype: torch.dtype) -> Ops:
     kernels = CpuOps(library, dtype)
     linears = FloatLinear(library) if dtype == torch.float32 else PanelLinear(library)
 
-    def whole_step(decoder: StepDecoder) -> WholeStep | None:
+    def whole_step(decoder: StepDecoder) -> DecoderStep | None:
         return DecoderStep(library, decoder) if takes(decoder) else None
 
     return Ops(

@@ -83,6 +83,8 @@ class PrefillModel:
             one.computed_tokens += num_tokens
         done = [one for one, _ in chunks if one.remaining_tokens == 0]
         self._running = [one for one in self._running if one.remaining_tokens > 0]
+        if not self._running and not self._waiting:
+            self._host.leave(self.seat)
         for one in done:
             self._exchange.token(one.request)
             if one.request.is_done:

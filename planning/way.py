@@ -104,17 +104,18 @@ def full_step_s(records: Sequence[RequestRecord]) -> float:
 
 
 def shared_stretch(costs: StepCosts, settings: Settings, records: Records) -> float:
-    """The stretch with which simulated prompts beside streams have the measured median TTFT; between 1 and 4."""
+    """The stretch with which simulated prompts beside streams have the measured mean TTFT; between 1 and 4. A median of
+    so few moves in jumps: for 1.7 it finds 1.77, the mean 1.69."""
     if not costs.cores:
         return 1.0
-    measured_s = _median(records["beside"], lambda record: record.ttft_s)
+    measured_s = statistics.fmean(record.ttft_s for record in records["beside"])
     least, most = 1.0, MOST_STRETCH
     for _ in range(STRETCH_STEPS):
         middle = (least + most) / 2
         tried = msgspec.structs.replace(costs, way=msgspec.structs.replace(costs.way, shared_stretch=middle))
         simulated = simulate(tried, settings, Size(1, 1), Groups((STREAMS, BESIDE), 0))
         beside_s = [request.ttft_s for request in simulated.requests if request.group == BESIDE.name]
-        if statistics.median(beside_s) < measured_s:
+        if statistics.fmean(beside_s) < measured_s:
             least = middle
         else:
             most = middle

@@ -168,6 +168,8 @@ class PrefillWorker:
         ]
         finished = {id(each.one) for each in done}
         self.batch.running = [one for one in self.running if id(one) not in finished]
+        if self.library is not None and not self.batch.claimed:
+            cores.leave(self.library)  # before the milliseconds in which the stamp of this step is fresh
         await self.handoff.publish(done)
         took_s = time.perf_counter() - began
         self.note_work(sum(chunk.num_tokens for chunk in plan), took_s)

@@ -48,6 +48,8 @@ struct Step {
     const int64_t* wanted_tokens;  // [wanted]
     BFloat16* hidden;              // out [wanted][hidden], before the final norm
     float* logits;                 // out [answered][vocab], or null
+    int64_t* places;               // out [answered], of each one's largest logit, or null
+    float* logprobs;               // out [answered], of these; null where `places` is
     int64_t many_rows;             // 1: prefill, whose quantized weights are multiplied as bfloat16
 };
 

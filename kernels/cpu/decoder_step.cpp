@@ -1,5 +1,5 @@
 // A whole step of a decoder as one call: the new tokens of some sequences through every layer, keys and values written
-// to the pool, and the logits of those that are wanted. Decode is a step with one token per sequence, prefill one with
+// to the pool, and the logits of those that are wanted, or only the largest. Decode is a step with one token per sequence, prefill one with
 // many. The twin is engine/model.py over the plain ops table, and values are rounded to bfloat16 where it rounds them.
 //
 // It is one run of the team: eight sections per layer, so a thread that is late or leaves costs a section, not the step.
@@ -14,6 +14,7 @@
 #include "rows.h"
 #include "scratch.h"
 #include "team.h"
+#include "largest.h"
 
 namespace pdq {
 namespace {
@@ -35,11 +36,14 @@ struct Rows {
 
 inline int64_t padded(int64_t size) { return divided_up(size, GROUP) * GROUP; }
 
+inline int64_t head_spans(const Decoder& d) { return divided_up(d.head.matrix.outs, LARGEST_SPAN); }
+
 // One step's buffers. Rows beyond their size are zero from the beginning and never written.
 struct Buffers {
     Rows residual, normed, qkv, attended, activated, gate_up, last;
     uint8_t* quantized;
     float* states;
+    Largest* spans;  // [answered][head_spans], where the largest logits are asked for
 
     Buffers(const Decoder& d, const Step& s, int64_t states_size) {
         const int64_t qkv_size = (d.heads + 2 * d.kv_heads) * d.head_dim;
@@ -58,7 +62,9 @@ struct Buffers {
             {&gate_up, is_fused ? 0 : s.tokens, 2 * d.intermediate},
             {&last, s.answered, d.hidden},
         };
-        int64_t bytes = Scratch::bytes_of<uint8_t>(quantized_bytes) + Scratch::bytes_of<float>(states_size);
+        const int64_t num_spans = s.places ? s.answered * head_spans(d) : 0;
+        int64_t bytes = Scratch::bytes_of<uint8_t>(quantized_bytes) + Scratch::bytes_of<float>(states_size) +
+                        Scratch::bytes_of<Largest>(num_spans);
         for (const Wish& wish : wishes) bytes += Scratch::bytes_of<BFloat16>(wish.count * padded(wish.size));
         scratch().reserve(bytes);
         for (const Wish& wish : wishes) {
@@ -70,6 +76,7 @@ struct Buffers {
         }
         quantized = scratch().take<uint8_t>(quantized_bytes);
         states = scratch().take<float>(states_size);
+        spans = scratch().take<Largest>(num_spans);
     }
 
     static Scratch& scratch() {
@@ -258,14 +265,22 @@ class Walk {
             std::memcpy(s.hidden + i * d.hidden, row, d.hidden * sizeof(BFloat16));
             if (i < s.answered) rms_norm_row(row, d.final_norm, b.last.row(i), d.hidden, d.eps);
         });
-        if (!s.logits || s.answered == 0) return;
-        linear(crew, b.last, d.head, [this](int64_t row, int64_t first, int64_t count, const float* c) {
+        if (!d.head.matrix.panels || s.answered == 0) return;
+        const int64_t spans = head_spans(d);
+        linear(crew, b.last, d.head, [this, spans](int64_t row, int64_t first, int64_t count, const float* c) {
+            static_assert(PANELS_AT_ONCE * PANEL == LARGEST_SPAN);
             BFloat16 rounded[PANELS_AT_ONCE * PANEL];
             store(c, count, rounded);
+            if (s.places) b.spans[row * spans + first / LARGEST_SPAN] = largest_of_span(rounded, first, count);
+            if (!s.logits) return;
             float* const to = s.logits + row * d.head.matrix.outs + first;
             int64_t i = 0;
             for (; i + 8 <= count; i += 8) store8(to + i, load8(rounded + i));
             if (i < count) store_part(to + i, load_part(rounded + i, count - i), count - i);
+        });
+        if (!s.places) return;
+        crew.each(s.answered, [this, spans](int64_t row) {
+            s.logprobs[row] = largest_of_row(b.spans + row * spans, spans, s.places + row);
         });
     }
 

@@ -20,6 +20,7 @@ from engine.prefill_rows import PrefillRows
 from engine.sequence import Sequence
 from engine.step import DecodeStep, PrefillStep
 from kernels import cpu_build
+from kernels.greedy import fused_greedy
 from kernels.ops import cpu_ops, plain_ops
 from messages.request import SamplingParams
 
@@ -214,6 +215,51 @@ def test_a_row_has_the_same_bits_in_any_company_chunk_and_number_of_threads(
     for row, one in enumerate(alone):
         assert torch.equal(prefill(runner, [one])[0], first[row])
         assert torch.equal(decode(runner, [one], 9)[0], after[row])
+
+
+@pytest.mark.parametrize("shape", ["demo", "odd"])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_largest_alone_is_what_greedy_finds_in_the_logits(
+    library: ctypes.CDLL, threads: Any, shape: str, num_threads: int, tmp_path: Path
+) -> None:
+    runner = Twins(library, shape, tmp_path).ours
+    threads(num_threads)
+    some, again = sequences([2, 33, 270]), sequences([2, 33, 270])
+    prefill(runner, some)
+    ids, logprobs = fused_greedy(library, decode(runner, some, 9))
+    prefill(runner, again)
+    for one in again:
+        one.token_ids.append(9)
+    sampled = runner.decode(again)
+    assert [one.token_id for one in sampled] == ids.tolist()
+    assert [one.logprob for one in sampled] == logprobs.tolist()  # to the bit
+
+
+def test_greedy_steps_write_no_logits_and_others_do(
+    library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Twins(library, "demo", tmp_path).ours
+    some = sequences([2, 33])
+    prefill(runner, some)
+    taken: list[str] = []
+
+    def noted(name: str) -> Any:
+        behind = getattr(runner.model, name)
+        return lambda *those: [taken.append(name), behind(*those)][1]  # type: ignore[func-returns-value]
+
+    for name in ("step", "largest_of_step"):
+        monkeypatch.setattr(runner.model, name, noted(name))
+    chosen = []
+    several: list[dict[str, Any]] = [{}, {"num_top_logprobs": 2}, {"min_new_tokens": 9}]
+    for params in several:
+        some[1].sampling = SamplingParams(max_new_tokens=9, seed=1, **params)
+        for one in some:
+            one.token_ids[one.num_computed_tokens :] = [5]
+        chosen.append(runner.decode(some)[0])
+        for one in some:
+            one.num_computed_tokens -= 1
+    assert taken == ["largest_of_step", "step", "step"]
+    assert chosen[0] == chosen[1] == chosen[2]  # of whom the others ask for nothing, to the bit
 
 
 def test_only_the_slots_of_new_tokens_are_written(library: ctypes.CDLL, tmp_path: Path) -> None:

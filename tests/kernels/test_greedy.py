@@ -22,7 +22,7 @@ def logits(rows: int, size: int) -> Tensor:
     return torch.randn(rows, size, generator=torch.Generator().manual_seed(size)) * 4
 
 
-@pytest.mark.parametrize("size", [1, 7, 8, 49, 263, 49152])
+@pytest.mark.parametrize("size", [1, 7, 8, 49, 95, 96, 97, 263, 49152])  # in spans of 96
 @pytest.mark.parametrize("rows", [1, 3, 17])
 def test_any_size(library: ctypes.CDLL, rows: int, size: int) -> None:
     given = logits(rows, size)
@@ -38,12 +38,20 @@ def test_the_first_of_equals(library: ctypes.CDLL) -> None:
     assert fused_greedy(library, given)[0].tolist() == plain_greedy(given)[0].tolist() == [0, 41]
 
 
-@pytest.mark.parametrize("place", [0, 5, 48, 49])
+def test_the_first_of_equals_of_several_spans(library: ctypes.CDLL) -> None:
+    given = torch.zeros(1, 400)
+    given[0, [97, 300]] = 2.0
+    ids, logprobs = fused_greedy(library, given)
+    assert ids.tolist() == [97]
+    torch.testing.assert_close(logprobs, plain_greedy(given)[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 5, 48, 49, 140, 299])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_row_that_is_not_finite_has_no_logprob_and_harms_no_other(
     library: ctypes.CDLL, place: int, value: float
 ) -> None:
-    given = logits(3, 50)
+    given = logits(3, 300)
     wanted = fused_greedy(library, given)
     given[1, place] = value
     ids, logprobs = fused_greedy(library, given)
@@ -52,10 +60,10 @@ def test_a_row_that_is_not_finite_has_no_logprob_and_harms_no_other(
 
 
 def test_minus_infinity_is_passed_over_and_nothing_else_is_no_row(library: ctypes.CDLL) -> None:
-    given = torch.full((2, 20), -torch.inf)
-    given[0, 13] = -5.0
+    given = torch.full((2, 400), -torch.inf)
+    given[0, 213] = -5.0
     ids, logprobs = fused_greedy(library, given)
-    assert ids[0] == 13 and logprobs[0] == 0.0
+    assert ids[0] == 213 and logprobs[0] == 0.0
     assert not logprobs[1].isfinite()
 
 

@@ -56,8 +56,7 @@ def test_the_way_of_a_server_is_found_again() -> None:
 @pytest.mark.parametrize("stretch", [1.0, 1.2, 1.7])
 def test_the_stretch_of_a_server_is_found_again(stretch: float) -> None:
     costs = msgspec.structs.replace(COSTS, way=msgspec.structs.replace(WAY, shared_stretch=stretch))
-    # A median of five hardly moves with a stretch that counts for 20 ms after each change: 1.647 is found for 1.7.
-    assert shared_stretch(COSTS, Settings(), records_of(costs)) == pytest.approx(stretch, abs=0.06)
+    assert shared_stretch(COSTS, Settings(), records_of(costs)) == pytest.approx(stretch, abs=0.05)
 
 
 def test_who_has_a_device_of_its_own_stretches_nothing() -> None:
